@@ -1,0 +1,248 @@
+// Owns the Python module turnpack._core: allocates, releases the GIL, calls kernels.h.
+// Computes nothing. Its callers (kernels.py) have checked types and layouts; what a wrong one would
+// break is refused here again by pybind11, which converts no array.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "errors.h"
+#include "kernels.h"
+
+namespace py = pybind11;
+
+namespace turnpack::binding {
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+using Offsets = Array<int64_t>;
+using Weights = std::optional<Array<float>>;
+
+// Runs a core function without the GIL.
+template <class Work>
+auto unlocked(const Work& work) {
+    py::gil_scoped_release release;
+    return work();
+}
+
+const float* data_or_null(const Weights& weights) { return weights ? weights->data() : nullptr; }
+
+void check_size(const char* name, int64_t size, int64_t wanted) {
+    if (size != wanted) fail(name, " has ", size, " entries, not ", wanted);
+}
+
+// The entries of offsets that lie between tokens and rows; at least one for the 0.
+int64_t rows_of(const Offsets& offsets) { return std::max<int64_t>(offsets.size() - 1, 0); }
+
+py::tuple concat(const Array<int32_t>& turn_ids, const Offsets& turn_offsets, const Offsets& roles,
+                 const Offsets& row_offsets, const Array<int32_t>& affixes,
+                 const Offsets& affix_offsets, const Array<uint8_t>& targets,
+                 const Array<uint8_t>& suffix_targets, const Array<int32_t>& bos,
+                 const Array<int32_t>& eos) {
+    check_offsets("affix_offsets", affix_offsets.data(), affix_offsets.size(), affixes.size());
+    check_size("affix_offsets", affix_offsets.size(), 2 * targets.size() + 1);
+    check_size("suffix_targets", suffix_targets.size(), targets.size());
+    const ConcatIn in{turn_ids.data(),      turn_ids.size(),    turn_offsets.data(),
+                      turn_offsets.size(),  roles.data(),       roles.size(),
+                      row_offsets.data(),   row_offsets.size(), affixes.data(),
+                      affix_offsets.data(), targets.data(),     suffix_targets.data(),
+                      targets.size(),       bos.data(),         bos.size(),
+                      eos.data(),           eos.size()};
+    Offsets offsets(rows_of(row_offsets) + 1);
+    int64_t* starts = offsets.mutable_data();
+    const int64_t tokens = unlocked([&] { return concat_offsets(in, starts); });
+    Array<int32_t> input_ids(tokens);
+    Array<uint8_t> loss_mask(tokens);
+    int32_t* ids = input_ids.mutable_data();
+    uint8_t* mask = loss_mask.mutable_data();
+    unlocked([&] { turnpack::concat(in, starts, ids, mask); });
+    return py::make_tuple(input_ids, loss_mask, offsets);
+}
+
+Array<uint8_t> mask_spans(const Offsets& extents, const Offsets& offsets, const Offsets& spans,
+                          const Offsets& span_offsets) {
+    const int64_t tokens = extents.size() / 2;
+    Array<uint8_t> loss_mask(tokens);
+    uint8_t* mask = loss_mask.mutable_data();
+    unlocked([&] {
+        turnpack::mask_spans(extents.data(), tokens, offsets.data(), offsets.size(), spans.data(),
+                             spans.size() / 2, span_offsets.data(), span_offsets.size(), mask);
+    });
+    return loss_mask;
+}
+
+Array<uint8_t> mask_markers(const Array<int32_t>& input_ids, const Offsets& offsets,
+                            const Array<int32_t>& starts, const Offsets& start_offsets,
+                            const Array<int32_t>& ends, const Offsets& end_offsets,
+                            bool include_end) {
+    check_offsets("start_offsets", start_offsets.data(), start_offsets.size(), starts.size());
+    check_offsets("end_offsets", end_offsets.data(), end_offsets.size(), ends.size());
+    const Patterns opening{starts.data(), start_offsets.data(), start_offsets.size() - 1};
+    const Patterns closing{ends.data(), end_offsets.data(), end_offsets.size() - 1};
+    Array<uint8_t> loss_mask(input_ids.size());
+    uint8_t* mask = loss_mask.mutable_data();
+    unlocked([&] {
+        turnpack::mask_markers(input_ids.data(), input_ids.size(), offsets.data(), offsets.size(),
+                               opening, closing, include_end, mask);
+    });
+    return loss_mask;
+}
+
+py::tuple plan(const Offsets& lengths, int64_t capacity, const std::string& strategy, int64_t align,
+               int64_t max_rows) {
+    const Strategy rule = strategy == "in_order"    ? Strategy::in_order
+                          : strategy == "first_fit" ? Strategy::first_fit
+                                                    : Strategy::best_fit;
+    Offsets rows(lengths.size()), offsets(lengths.size() + 1), fill(lengths.size());
+    int64_t *rows_to = rows.mutable_data(), *offsets_to = offsets.mutable_data(),
+            *fill_to = fill.mutable_data();
+    const int64_t bins = unlocked([&] {
+        return turnpack::plan(lengths.data(), lengths.size(), capacity, rule, align, max_rows,
+                              rows_to, offsets_to, fill_to);
+    });
+    return py::make_tuple(rows, Offsets(bins + 1, offsets_to), Offsets(bins, fill_to));
+}
+
+// The named array of `out`, or a new one of this shape.
+template <class T>
+Array<T> cells_of(const py::object& out, const char* name, const py::tuple& shape) {
+    if (out.is_none()) return Array<T>(py::cast<std::vector<py::ssize_t>>(shape));
+    auto array = py::cast<Array<T>>(out.attr(name));
+    const py::tuple found = array.attr("shape");
+    if (!found.equal(shape)) {
+        fail("out.", name, " has shape ", std::string(py::str(found)), ", not ",
+             std::string(py::str(shape)));
+    }
+    return array;
+}
+
+template <class Int>
+py::tuple pack_cells_as(const PackIn& in, int64_t bins, const PackShape& shape,
+                        const py::tuple& dimensions, const py::object& out, int64_t threads,
+                        int64_t lanes) {
+    auto input_ids = cells_of<Int>(out, "input_ids", dimensions);
+    auto labels = cells_of<Int>(out, "labels", dimensions);
+    auto position_ids = cells_of<Int>(out, "position_ids", dimensions);
+    auto segment_ids = cells_of<Int>(out, "segment_ids", dimensions);
+    PackOut<Int> cells{input_ids.mutable_data(), labels.mutable_data(), position_ids.mutable_data(),
+                       segment_ids.mutable_data(), nullptr};
+    py::object loss_weights = py::none();
+    if (in.loss_weights) {
+        auto weights = cells_of<float>(out, "loss_weights", dimensions);
+        cells.loss_weights = weights.mutable_data();
+        loss_weights = weights;
+    }
+    Offsets cu_seqlens(shape.segments + 1);
+    int64_t* boundaries = cu_seqlens.mutable_data();
+    unlocked([&] {
+        pack_cu_seqlens(in, bins, boundaries);
+        turnpack::pack(in, cells, bins, threads, lanes);
+    });
+    return py::make_tuple(input_ids, labels, position_ids, segment_ids, cu_seqlens,
+                          shape.max_seqlen, loss_weights);
+}
+
+py::tuple pack(const Array<int32_t>& input_ids, const Array<uint8_t>& loss_mask,
+               const Offsets& offsets, const Weights& loss_weights, const Offsets& rows,
+               const Offsets& bin_offsets, const Offsets& fill, int64_t capacity, int32_t pad_id,
+               bool flat, bool wide, const py::object& out, int64_t threads, int64_t lanes) {
+    if (threads < 1) fail("threads is ", threads, ", less than 1");
+    check_size("loss_mask", loss_mask.size(), input_ids.size());
+    if (loss_weights) check_size("loss_weights", loss_weights->size(), input_ids.size());
+    check_size("plan.fill", fill.size(), bin_offsets.size() - 1);
+    const int64_t bins = rows_of(bin_offsets);
+    Offsets cell_offsets(bins + 1);
+    int64_t* cells = cell_offsets.mutable_data();
+    const PackShape shape = unlocked([&] {
+        return pack_cells(offsets.data(), offsets.size(), input_ids.size(), rows.data(),
+                          rows.size(), bin_offsets.data(), bin_offsets.size(), fill.data(),
+                          capacity, flat, wide, cells);
+    });
+    const PackIn in{input_ids.data(),
+                    loss_mask.data(),
+                    data_or_null(loss_weights),
+                    offsets.data(),
+                    rows.data(),
+                    bin_offsets.data(),
+                    cells,
+                    pad_id};
+    py::tuple dimensions = py::make_tuple(shape.cells);
+    if (!flat) dimensions = py::make_tuple(bins, capacity);
+    return wide ? pack_cells_as<int64_t>(in, bins, shape, dimensions, out, threads, lanes)
+                : pack_cells_as<int32_t>(in, bins, shape, dimensions, out, threads, lanes);
+}
+
+template <class Int>
+py::tuple unpack(const Array<Int>& input_ids, const Array<Int>& labels, const Offsets& rows,
+                 const Offsets& bin_offsets, const Offsets& cu_seqlens, const Weights& loss_weights,
+                 int64_t capacity, int64_t threads) {
+    if (threads < 1) fail("threads is ", threads, ", less than 1");
+    check_size("labels", labels.size(), input_ids.size());
+    if (loss_weights) check_size("loss_weights", loss_weights->size(), input_ids.size());
+    Offsets order(rows.size()), starts(rows.size()), offsets(rows.size() + 1);
+    int64_t *order_to = order.mutable_data(), *starts_to = starts.mutable_data(),
+            *offsets_to = offsets.mutable_data();
+    unlocked([&] {
+        unpack_rows(rows.data(), rows.size(), bin_offsets.data(), bin_offsets.size(),
+                    cu_seqlens.data(), cu_seqlens.size(), input_ids.size(), capacity, order_to,
+                    starts_to, offsets_to);
+    });
+    const UnpackIn<Int> in{input_ids.data(), labels.data(), data_or_null(loss_weights),
+                           starts_to,        offsets_to,    rows.size()};
+    const int64_t tokens = offsets_to[rows.size()];
+    Array<int32_t> ids(tokens);
+    Array<uint8_t> mask(tokens);
+    py::object weights = py::none();
+    int32_t* ids_to = ids.mutable_data();
+    uint8_t* mask_to = mask.mutable_data();
+    float* weights_to = nullptr;
+    if (loss_weights) {
+        Array<float> gathered(tokens);
+        weights_to = gathered.mutable_data();
+        weights = gathered;
+    }
+    unlocked([&] { turnpack::unpack(in, threads, ids_to, mask_to, weights_to); });
+    return py::make_tuple(ids, mask, offsets, order, weights);
+}
+
+template <class Int>
+void def_unpack(py::module_& m) {
+    m.def("unpack", &unpack<Int>, py::arg("input_ids").noconvert(), py::arg("labels").noconvert(),
+          py::arg("rows").noconvert(), py::arg("bin_offsets").noconvert(),
+          py::arg("cu_seqlens").noconvert(), py::arg("loss_weights").noconvert(),
+          py::arg("capacity"), py::arg("threads"));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+    m.doc() = "The array kernels of turnpack; use turnpack.kernels.";
+    m.def("concat", &concat, py::arg("turn_ids").noconvert(), py::arg("turn_offsets").noconvert(),
+          py::arg("roles").noconvert(), py::arg("row_offsets").noconvert(),
+          py::arg("affixes").noconvert(), py::arg("affix_offsets").noconvert(),
+          py::arg("targets").noconvert(), py::arg("suffix_targets").noconvert(),
+          py::arg("bos").noconvert(), py::arg("eos").noconvert());
+    m.def("mask_spans", &mask_spans, py::arg("extents").noconvert(), py::arg("offsets").noconvert(),
+          py::arg("spans").noconvert(), py::arg("span_offsets").noconvert());
+    m.def("mask_markers", &mask_markers, py::arg("input_ids").noconvert(),
+          py::arg("offsets").noconvert(), py::arg("starts").noconvert(),
+          py::arg("start_offsets").noconvert(), py::arg("ends").noconvert(),
+          py::arg("end_offsets").noconvert(), py::arg("include_end"));
+    m.def("plan", &plan, py::arg("lengths").noconvert(), py::arg("capacity"), py::arg("strategy"),
+          py::arg("align"), py::arg("max_rows"));
+    m.def("pack", &pack, py::arg("input_ids").noconvert(), py::arg("loss_mask").noconvert(),
+          py::arg("offsets").noconvert(), py::arg("loss_weights").noconvert(),
+          py::arg("rows").noconvert(), py::arg("bin_offsets").noconvert(),
+          py::arg("fill").noconvert(), py::arg("capacity"), py::arg("pad_id"), py::arg("flat"),
+          py::arg("wide"), py::arg("out"), py::arg("threads"), py::arg("lanes") = 0);
+    def_unpack<int32_t>(m);
+    def_unpack<int64_t>(m);
+}
+
+}  // namespace turnpack::binding

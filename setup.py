@@ -1,0 +1,42 @@
+# Builds the two compiled modules: turnpack._core (C++17, arrays in and out) and turnpack._ingest
+# (Cython, Python containers in, arrays out). All other metadata is in pyproject.toml.
+
+import sys
+
+from Cython.Build import cythonize
+from pybind11.setup_helpers import Pybind11Extension
+from setuptools import Extension, setup
+
+if sys.platform == "win32":
+    compile_args, link_args = ["/O2", "/W4"], []
+else:
+    # -g0 and -s: a Python built with debug flags hands them on, and they triple the module's size.
+    compile_args, link_args = ["-O3", "-Wall", "-Wextra", "-g0"], ["-pthread"]
+    if sys.platform == "linux":
+        link_args.append("-s")
+
+# Neither pickles nor Python-visible leftovers: the module holds what its stub names.
+DIRECTIVES = {"language_level": 3, "auto_pickle": False, "autotestdict": False}
+HEADERS = ["csrc/errors.h", "csrc/index.h", "csrc/kernels.h"]
+
+core = Pybind11Extension(  # adds -fvisibility=hidden
+    "turnpack._core",
+    ["csrc/bind_core.cpp", "csrc/concat.cpp", "csrc/mask.cpp", "csrc/pack.cpp", "csrc/plan.cpp"],
+    depends=HEADERS,
+    cxx_std=17,
+    extra_compile_args=[*compile_args],
+    extra_link_args=[*link_args],
+)
+ingest = Extension(
+    "turnpack._ingest",
+    ["src/turnpack/_ingest.pyx"],
+    extra_compile_args=[*compile_args],
+    extra_link_args=[*link_args],
+)
+
+setup(
+    ext_modules=[
+        core,
+        *cythonize([ingest], build_dir="build", compiler_directives=DIRECTIVES),
+    ]
+)

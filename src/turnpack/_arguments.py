@@ -1,0 +1,166 @@
+"""The arguments of each verb, checked for type, dtype and layout and widened: one function a verb.
+
+Shared by kernels.py and reference.py, so that both refuse the same things in the same order and
+words. Looks at no value beyond the integer type it has to fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _checks
+from ._checks import Int64s
+from .nouns import CELLS, Packed, Plan, Role, Tokens
+
+Ids = npt.NDArray[np.int32]
+Indices: TypeAlias = "npt.NDArray[np.integer[Any]] | Sequence[Any]"
+
+STRATEGIES = ("best_fit", "first_fit", "in_order")
+LAYOUTS = ("rows", "flat")
+
+
+class Affixes(NamedTuple):
+    """A `Role` with its ids checked and `suffix_target` decided."""
+
+    prefix: list[int]
+    suffix: list[int]
+    target: bool
+    suffix_target: bool
+
+
+def flatten(rows: object) -> Iterable[Any]:
+    """The rows, if they can be iterated over."""
+    if isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
+        raise TypeError(f"rows is {type(rows).__name__}, not an iterable of rows")
+    return rows
+
+
+def unflatten(values: object, offsets: object) -> tuple[Ids, Int64s]:
+    """values, offsets."""
+    return _checks.array("values", values, np.int32), _checks.indices("offsets", offsets)
+
+
+def concat(
+    turn_ids: object,
+    turn_offsets: object,
+    roles: object,
+    row_offsets: object,
+    settings: object,
+    bos: object,
+    eos: object,
+) -> tuple[Ids, Int64s, Int64s, Int64s, list[Affixes], list[int], list[int]]:
+    """All of them in this order."""
+    return (
+        _checks.array("turn_ids", turn_ids, np.int32),
+        _checks.indices("turn_offsets", turn_offsets),
+        _checks.indices("roles", roles, small=True),
+        _checks.indices("row_offsets", row_offsets),
+        _affixes(settings),
+        _checks.ids("bos", bos),
+        _checks.ids("eos", eos),
+    )
+
+
+def _affixes(settings: object) -> list[Affixes]:
+    if not isinstance(settings, Sequence) or isinstance(settings, Role):
+        raise TypeError(f"settings is {type(settings).__name__}, not a sequence of Role")
+    checked = []
+    for i, role in enumerate(settings):
+        _checks.instance(f"settings[{i}]", role, Role)
+        target = _checks.boolean(f"settings[{i}].target", role.target)
+        suffix_target = target
+        if role.suffix_target is not None:
+            suffix_target = _checks.boolean(f"settings[{i}].suffix_target", role.suffix_target)
+        prefix = _checks.ids(f"settings[{i}].prefix", role.prefix)
+        suffix = _checks.ids(f"settings[{i}].suffix", role.suffix)
+        checked.append(Affixes(prefix, suffix, target, suffix_target))
+    return checked
+
+
+def mask_spans(
+    extents: object, offsets: object, spans: object, span_offsets: object
+) -> tuple[Int64s, Int64s, Int64s, Int64s]:
+    """All of them in this order."""
+    return (
+        _checks.indices("extents", extents, pairs=True),
+        _checks.indices("offsets", offsets),
+        _checks.indices("spans", spans, pairs=True),
+        _checks.indices("span_offsets", span_offsets),
+    )
+
+
+def mask_markers(
+    input_ids: object, offsets: object, starts: object, ends: object, include_end: object
+) -> tuple[Ids, Int64s, list[list[int]], list[list[int]], bool]:
+    """All of them in this order."""
+    return (
+        _checks.array("input_ids", input_ids, np.int32),
+        _checks.indices("offsets", offsets),
+        _checks.id_lists("starts", starts),
+        _checks.id_lists("ends", ends),
+        _checks.boolean("include_end", include_end),
+    )
+
+
+def plan(
+    lengths: object, capacity: object, strategy: object, align: object, max_rows: object
+) -> tuple[Int64s, int, str, int, int]:
+    """All of them in this order; without max_rows as many as there can be."""
+    return (
+        _checks.indices("lengths", lengths),
+        _checks.number("capacity", capacity),
+        _checks.choice("strategy", strategy, STRATEGIES),
+        _checks.number("align", align),
+        int(np.iinfo(np.int64).max) if max_rows is None else _checks.number("max_rows", max_rows),
+    )
+
+
+def pack(
+    tokens: object,
+    plan: object,
+    pad_id: object,
+    layout: object,
+    dtype: object,
+    out: object,
+    threads: object,
+) -> tuple[int, bool, np.dtype[Any], int]:
+    """pad_id, whether the layout is flat, dtype, threads."""
+    _checks.instance("tokens", tokens, Tokens)
+    _checks.instance("plan", plan, Plan)
+    flat = _checks.choice("layout", layout, LAYOUTS) == "flat"
+    cells = _checks.cell_dtype(dtype)
+    if out is not None:
+        _checks.instance("out", out, Packed)
+        assert isinstance(tokens, Tokens)
+        written = CELLS if tokens.loss_weights is None else (*CELLS, "loss_weights")
+        _writable(out, written, cells, 1 if flat else 2, [*_arrays(tokens), *_arrays(plan)])
+    return _checks.int32("pad_id", pad_id), flat, cells, _checks.number("threads", threads)
+
+
+def _writable(
+    out: object, names: Sequence[str], dtype: np.dtype[Any], ndim: int, held: list[Any]
+) -> None:
+    for name in names:
+        wanted = np.float32 if name == "loss_weights" else dtype
+        value = _checks.array(f"out.{name}", getattr(out, name), wanted, ndim=ndim)
+        if not value.flags.writeable:
+            raise ValueError(f"out.{name} is read-only")
+        if any(np.may_share_memory(value, other) for other in held):
+            raise ValueError(f"out.{name} shares memory with another array")
+        held.append(value)
+
+
+def _arrays(noun: Any) -> list[npt.NDArray[Any]]:
+    held = [getattr(noun, item.name) for item in fields(noun)]
+    return [value for value in held if isinstance(value, np.ndarray)]
+
+
+def unpack(packed: object, threads: object) -> int:
+    """Threads."""
+    _checks.instance("packed", packed, Packed)
+    return _checks.number("threads", threads)

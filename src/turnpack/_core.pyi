@@ -1,0 +1,64 @@
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from turnpack._arguments import Ids
+from turnpack._checks import Int64s
+from turnpack.nouns import Packed
+
+Mask = npt.NDArray[np.uint8]
+Weights = npt.NDArray[np.float32]
+Cells = npt.NDArray[Any]
+
+def concat(
+    turn_ids: Ids,
+    turn_offsets: Int64s,
+    roles: Int64s,
+    row_offsets: Int64s,
+    affixes: Ids,
+    affix_offsets: Int64s,
+    targets: Mask,
+    suffix_targets: Mask,
+    bos: Ids,
+    eos: Ids,
+) -> tuple[Ids, Mask, Int64s]: ...
+def mask_spans(extents: Int64s, offsets: Int64s, spans: Int64s, span_offsets: Int64s) -> Mask: ...
+def mask_markers(
+    input_ids: Ids,
+    offsets: Int64s,
+    starts: Ids,
+    start_offsets: Int64s,
+    ends: Ids,
+    end_offsets: Int64s,
+    include_end: bool,
+) -> Mask: ...
+def plan(
+    lengths: Int64s, capacity: int, strategy: str, align: int, max_rows: int
+) -> tuple[Int64s, Int64s, Int64s]: ...
+def pack(
+    input_ids: Ids,
+    loss_mask: Mask,
+    offsets: Int64s,
+    loss_weights: Weights | None,
+    rows: Int64s,
+    bin_offsets: Int64s,
+    fill: Int64s,
+    capacity: int,
+    pad_id: int,
+    flat: bool,
+    wide: bool,
+    out: Packed | None,
+    threads: int,
+    lanes: int = 0,
+) -> tuple[Cells, Cells, Cells, Cells, Int64s, int, Weights | None]: ...
+def unpack(
+    input_ids: Cells,
+    labels: Cells,
+    rows: Int64s,
+    bin_offsets: Int64s,
+    cu_seqlens: Int64s,
+    loss_weights: Weights | None,
+    capacity: int,
+    threads: int,
+) -> tuple[Ids, Mask, Int64s, Int64s, Weights | None]: ...

@@ -1,0 +1,303 @@
+"""The verbs on NumPy arrays: each checks dtypes and layouts and calls the compiled core.
+
+Rules of order and ties are in csrc/kernels.h; turnpack.reference has the same functions in plain
+Python. Computes nothing itself, and never falls back to the reference.
+
+Lengths and offsets are int32 or int64 arrays of any stride or sequences of int, widened to int64.
+Token arrays are taken as they are: 1-D, C-contiguous, of exactly the dtype named, else TypeError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _arguments, _checks
+from ._arguments import Indices
+from .nouns import Packed, Plan, Role, Tokens, trusted
+
+try:
+    from . import _core, _ingest
+except ImportError as error:
+    raise ImportError(
+        f"turnpack's compiled core is missing or does not load ({error}); rebuild it with "
+        "`pip install --force-reinstall --no-deps turnpack`, or in a checkout with "
+        "`python setup.py build_ext --inplace`"
+    ) from error
+
+__all__ = [
+    "concat",
+    "flatten",
+    "mask_markers",
+    "mask_spans",
+    "pack",
+    "plan",
+    "unflatten",
+    "unpack",
+]
+
+
+def flatten(
+    rows: Iterable[Iterable[int]],
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Ragged arrays from rows of ids: values int32 `[n]`, offsets int64 `[rows + 1]`.
+
+    A row may be a list, a tuple, an integer array or any other iterable of int. Raises TypeError
+    for an item that is not an int (a bool is none), ValueError for one beyond int32.
+
+    >>> flatten([[7, 8], [], (9,)])
+    (array([7, 8, 9], dtype=int32), array([0, 2, 2, 3]))
+    """
+    return _ingest.flatten(_arguments.flatten(rows))
+
+
+def unflatten(values: npt.NDArray[np.int32], offsets: Indices) -> list[list[int]]:
+    """Rows of ids as lists, from ragged values int32 `[n]` and offsets `[rows + 1]`.
+
+    >>> unflatten(np.array([7, 8, 9], np.int32), [0, 2, 2, 3])
+    [[7, 8], [], [9]]
+    """
+    values, found = _arguments.unflatten(values, offsets)
+    _checks.offsets("offsets", found, len(values))
+    return _ingest.unflatten(values, found)
+
+
+def concat(
+    turn_ids: npt.NDArray[np.int32],
+    turn_offsets: Indices,
+    roles: Indices,
+    row_offsets: Indices,
+    settings: Sequence[Role],
+    *,
+    bos: Sequence[int] = (),
+    eos: Sequence[int] = (),
+) -> Tokens:
+    """Rows and their loss mask from turns that are tokenized already.
+
+    `turn_ids` int32 `[n]`, ragged by `turn_offsets` `[turns + 1]`. `roles` `[turns]`: which of the
+    `settings` a turn has. `row_offsets` `[rows + 1]`: which turns make a row. A row is `bos`, for
+    each turn the prefix of its role, its ids and the suffix, then `eos`. `bos` and prefixes are no
+    targets; a turn's ids and its suffix are if its `Role` says so; `eos` is if the last turn is.
+
+    Raises ValueError for offsets that are none and for a role without settings.
+
+    Two exchanges as Firefly trains on them, `<s>`=1 once and `</s>`=2 after each turn:
+
+    >>> turns = np.array([10, 11, 12, 13], np.int32)
+    >>> human, assistant = Role(suffix=[2]), Role(suffix=[2], target=True)
+    >>> made = concat(
+    ...     turns, [0, 1, 2, 3, 4], [0, 1, 0, 1], [0, 4], [human, assistant], bos=[1])
+    >>> made.input_ids.tolist()
+    [1, 10, 2, 11, 2, 12, 2, 13, 2]
+    >>> made.loss_mask.tolist()
+    [0, 0, 0, 1, 1, 0, 0, 1, 1]
+    """
+    ids, turn_ends, role_of, row_ends, affixes, bos, eos = _arguments.concat(
+        turn_ids, turn_offsets, roles, row_offsets, settings, bos, eos
+    )
+    input_ids, loss_mask, offsets = _core.concat(
+        ids,
+        turn_ends,
+        role_of,
+        row_ends,
+        *_ingest.flatten([ids for role in affixes for ids in (role.prefix, role.suffix)]),
+        np.array([role.target for role in affixes], np.uint8),
+        np.array([role.suffix_target for role in affixes], np.uint8),
+        np.array(bos, np.int32),
+        np.array(eos, np.int32),
+    )
+    return trusted(
+        Tokens, input_ids, loss_mask, offsets, np.arange(len(offsets) - 1, dtype=np.int64), None
+    )
+
+
+def mask_spans(
+    extents: Indices, offsets: Indices, spans: Indices, span_offsets: Indices
+) -> npt.NDArray[np.uint8]:
+    """Loss mask uint8 `[n]` of the tokens that share a character with a target span.
+
+    `extents` `[n, 2]`: half-open characters of each token, ragged by `offsets` `[rows + 1]`;
+    `spans` `[m, 2]`: half-open target spans, ragged by `span_offsets` `[rows + 1]`. Neither has to
+    be in order, and spans may overlap. What is zero wide never shares a character.
+
+    Raises ValueError for offsets that are none and for an extent or span that is negative or ends
+    before it begins.
+
+    >>> mask_spans([[0, 2], [2, 2], [2, 5], [5, 7]], [0, 4], [[4, 6]], [0, 1])
+    array([0, 0, 1, 1], dtype=uint8)
+    """
+    return _core.mask_spans(*_arguments.mask_spans(extents, offsets, spans, span_offsets))
+
+
+def mask_markers(
+    input_ids: npt.NDArray[np.int32],
+    offsets: Indices,
+    starts: Sequence[Sequence[int]],
+    ends: Sequence[Sequence[int]],
+    *,
+    include_end: bool = True,
+) -> npt.NDArray[np.uint8]:
+    """Loss mask uint8 `[n]` of what stands between markers, for rows that are tokenized already.
+
+    `input_ids` int32 `[n]`, ragged by `offsets` `[rows + 1]`; `starts`, `ends`: patterns of ids.
+    Targets begin after a start pattern and run through the next end pattern (up to it without
+    `include_end`; then it may be part of a start pattern), or to the end of the row. Where several
+    patterns match, the longest does.
+
+    Raises ValueError for offsets that are none, an empty pattern, or no start pattern.
+
+    >>> ids = np.array([1, 5, 6, 20, 21, 2, 5, 30], np.int32)
+    >>> mask_markers(ids, [0, 8], starts=[[5, 6]], ends=[[2]])
+    array([0, 0, 0, 1, 1, 1, 0, 0], dtype=uint8)
+    """
+    input_ids, found, opening, closing, include_end = _arguments.mask_markers(
+        input_ids, offsets, starts, ends, include_end
+    )
+    return _core.mask_markers(
+        input_ids, found, *_ingest.flatten(opening), *_ingest.flatten(closing), include_end
+    )
+
+
+def plan(
+    lengths: Indices,
+    capacity: int,
+    *,
+    strategy: Literal["best_fit", "first_fit", "in_order"] = "best_fit",
+    align: int = 1,
+    max_rows: int | None = None,
+) -> Plan:
+    """Which rows share a bin of `capacity` tokens; `lengths` `[rows]` in tokens.
+
+    - `best_fit`: longest row first, into the fullest bin with room; equal lengths by row id, equal
+      room by which bin has had that room longest.
+    - `first_fit`: longest row first, into the lowest-numbered bin with room.
+    - `in_order`: rows as they come, a new bin whenever the last has no room.
+
+    With `align`, a row takes up its length rounded up to a multiple of it, so that whoever pads each
+    document to one stays within capacity; `fill` and `utilization` count tokens all the same.
+    `max_rows`: rows a bin may have.
+
+    Raises ValueError for a row that is empty, negative or longer than capacity (the first such
+    row), and for a capacity, align or max_rows below 1.
+
+    >>> made = plan([5, 3, 7, 2], 10)
+    >>> [made.rows[a:b].tolist() for a, b in zip(made.offsets, made.offsets[1:])]
+    [[2, 1], [0, 3]]
+    >>> made.fill.tolist(), made.utilization
+    ([10, 7], 0.85)
+    """
+    checked = _arguments.plan(lengths, capacity, strategy, align, max_rows)
+    rows, offsets, fill = _core.plan(*checked)
+    return trusted(Plan, rows, offsets, fill, checked[1])
+
+
+def pack(
+    tokens: Tokens,
+    plan: Plan,
+    *,
+    pad_id: int = 0,
+    layout: Literal["rows", "flat"] = "rows",
+    dtype: npt.DTypeLike = np.int32,
+    out: Packed | None = None,
+    threads: int = 1,
+) -> Packed:
+    """Bins of cells from tokens and a plan of all or some of their rows.
+
+    `layout` "rows" makes cells `[bins, capacity]`, "flat" makes `[total]` without padding. `dtype`
+    of the cells: int32 or int64. With `out`, an earlier result of the same layout, shape and dtype,
+    its cells are overwritten and held by the result. `threads` work on ranges of bins.
+
+    The first label of every row is -100 (nothing predicts it), and its loss weight is 0. Labels
+    come from `loss_mask`, never from ids, so `pad_id` may be the id of EOS.
+
+    Raises ValueError for a row of the plan that is missing, empty or there twice, for a bin whose
+    tokens are more than capacity or other than the plan's fill, and for an `out` of another shape;
+    MemoryError where the cells do not fit into memory.
+
+    >>> tokens = Tokens(np.array([7, 8, 9, 4], np.int32), np.array([0, 1, 1, 1], np.uint8), [0, 3, 4])
+    >>> packed = pack(tokens, Plan([0, 1], [0, 2], [4], 6))
+    >>> packed.input_ids.tolist(), packed.labels.tolist()
+    ([[7, 8, 9, 4, 0, 0]], [[-100, 8, 9, -100, -100, -100]])
+    >>> packed.position_ids.tolist(), packed.segment_ids.tolist()
+    ([[0, 1, 2, 0, 0, 1]], [[1, 1, 1, 2, 0, 0]])
+    >>> packed.cu_seqlens.tolist(), packed.max_seqlen
+    ([0, 3, 4, 6], 3)
+    """
+    return _pack(tokens, plan, pad_id, layout, dtype, out, threads, lanes=0)
+
+
+def _pack(
+    tokens: Tokens,
+    plan: Plan,
+    pad_id: int,
+    layout: str,
+    dtype: npt.DTypeLike,
+    out: Packed | None,
+    threads: int,
+    lanes: int,
+) -> Packed:
+    """As `pack`; with `lanes`, by the arithmetic of index.h, each lane in turn (for tests)."""
+    pad_id, flat, cells, threads = _arguments.pack(
+        tokens, plan, pad_id, layout, dtype, out, threads
+    )
+    input_ids, labels, position_ids, segment_ids, cu_seqlens, max_seqlen, weights = _core.pack(
+        tokens.input_ids,
+        tokens.loss_mask,
+        tokens.offsets,
+        tokens.loss_weights,
+        plan.rows,
+        plan.offsets,
+        plan.fill,
+        plan.capacity,
+        pad_id,
+        flat,
+        cells.itemsize == 8,
+        out,
+        threads,
+        lanes,
+    )
+    return trusted(
+        Packed,
+        input_ids,
+        labels,
+        position_ids,
+        segment_ids,
+        plan.rows,
+        tokens.source[plan.rows],
+        plan.offsets,
+        cu_seqlens,
+        max_seqlen,
+        weights,
+        plan.capacity,
+    )
+
+
+def unpack(packed: Packed, *, threads: int = 1) -> Tokens:
+    """The rows of the bins by rising row id: what `pack` was given, if the plan had all of it.
+
+    Only the loss mask and weight of each row's first token are lost, they become 0. A token is a
+    target where its label is not -100 (so the id -100 never is one). `threads` work on ranges of
+    rows.
+
+    Raises ValueError for a row that is there twice, for `cu_seqlens` that do not agree with
+    `bin_offsets`, and for ids beyond int32.
+
+    >>> tokens = Tokens(np.array([7, 8, 9, 4], np.int32), np.array([0, 1, 1, 0], np.uint8), [0, 3, 4])
+    >>> unpack(pack(tokens, Plan([1, 0], [0, 2], [4], 6))) == tokens
+    True
+    """
+    threads = _arguments.unpack(packed, threads)
+    input_ids, loss_mask, offsets, order, weights = _core.unpack(
+        packed.input_ids,
+        packed.labels,
+        packed.rows,
+        packed.bin_offsets,
+        packed.cu_seqlens,
+        packed.loss_weights,
+        0 if packed.layout == "flat" else packed.capacity,
+        threads,
+    )
+    return trusted(Tokens, input_ids, loss_mask, offsets, packed.source[order], weights)

@@ -1,0 +1,458 @@
+"""The verbs in plain Python: the specification that the compiled core is compared with.
+
+Same functions, arguments, results and errors as kernels.py, in loops over Python ints and lists
+that are written to be read. Slow on purpose; never called by the rest of the package.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _arguments, _checks
+from ._arguments import Indices
+from .nouns import Packed, Plan, Role, Tokens
+
+INT64_MAX = 2**63 - 1
+
+
+def flatten(
+    rows: Iterable[Iterable[int]],
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """As kernels.flatten."""
+    values: list[int] = []
+    offsets = [0]
+    for number, row in enumerate(_arguments.flatten(rows)):
+        try:
+            items = list(row)
+        except TypeError:
+            raise TypeError(
+                f"row {number} is {type(row).__name__}, not a sequence of int"
+            ) from None
+        for i, item in enumerate(items):
+            if not _checks.is_int(item):
+                raise TypeError(f"row {number}, item {i} is {type(item).__name__}, not an int")
+            if not -(2**31) <= item < 2**31:
+                raise ValueError(f"row {number}, item {i} is {item}, beyond int32")
+            values.append(int(item))
+        offsets.append(len(values))
+    return np.array(values, np.int32), np.array(offsets, np.int64)
+
+
+def unflatten(values: npt.NDArray[np.int32], offsets: Indices) -> list[list[int]]:
+    """As kernels.unflatten."""
+    values, found = _arguments.unflatten(values, offsets)
+    items = values.tolist()
+    return [items[begin:end] for begin, end in _ranges("offsets", found, len(items))]
+
+
+def concat(
+    turn_ids: npt.NDArray[np.int32],
+    turn_offsets: Indices,
+    roles: Indices,
+    row_offsets: Indices,
+    settings: Sequence[Role],
+    *,
+    bos: Sequence[int] = (),
+    eos: Sequence[int] = (),
+) -> Tokens:
+    """As kernels.concat."""
+    ids, turn_ends, role_of, row_ends, affixes, bos, eos = _arguments.concat(
+        turn_ids, turn_offsets, roles, row_offsets, settings, bos, eos
+    )
+    turns = [ids[begin:end].tolist() for begin, end in _ranges("turn_offsets", turn_ends, len(ids))]
+    if len(role_of) != len(turns):
+        raise ValueError(f"roles has {len(role_of)} entries, but there are {len(turns)} turns")
+    input_ids: list[int] = []
+    loss_mask: list[int] = []
+    offsets = [0]
+
+    def write(piece: Sequence[int], target: bool) -> None:
+        input_ids.extend(piece)
+        loss_mask.extend([int(target)] * len(piece))
+
+    for begin, end in _ranges("row_offsets", row_ends, len(turns)):
+        last_is_target = False
+        write(bos, False)
+        for turn in range(begin, end):
+            role = int(role_of[turn])
+            if not 0 <= role < len(affixes):
+                raise ValueError(
+                    f"turn {turn} has role {role}, but there are {len(affixes)} settings"
+                )
+            write(affixes[role].prefix, False)
+            write(turns[turn], affixes[role].target)
+            write(affixes[role].suffix, affixes[role].suffix_target)
+            last_is_target = affixes[role].target
+        write(eos, last_is_target)
+        offsets.append(len(input_ids))
+    return Tokens(np.array(input_ids, np.int32), np.array(loss_mask, np.uint8), offsets)
+
+
+def mask_spans(
+    extents: Indices, offsets: Indices, spans: Indices, span_offsets: Indices
+) -> npt.NDArray[np.uint8]:
+    """As kernels.mask_spans."""
+    extents, offsets, spans, span_offsets = _arguments.mask_spans(
+        extents, offsets, spans, span_offsets
+    )
+    token_ranges = _ranges("offsets", offsets, len(extents))
+    span_ranges = _ranges("span_offsets", span_offsets, len(spans))
+    if len(token_ranges) != len(span_ranges):
+        raise ValueError(
+            f"offsets has {len(token_ranges)} rows, but span_offsets has {len(span_ranges)}"
+        )
+    loss_mask = []
+    for row in range(len(token_ranges)):
+        row_extents = extents[slice(*token_ranges[row])].tolist()
+        row_spans = spans[slice(*span_ranges[row])].tolist()
+        for i, (begin, end) in enumerate(row_extents):
+            if not 0 <= begin <= end:
+                raise ValueError(f"row {row}, token {i} has extent [{begin}, {end})")
+        for i, (begin, end) in enumerate(row_spans):
+            if not 0 <= begin <= end:
+                raise ValueError(f"row {row}, span {i} is [{begin}, {end})")
+        for begin, end in row_extents:
+            shared = (min(end, b) - max(begin, a) for a, b in row_spans)
+            loss_mask.append(int(any(characters > 0 for characters in shared)))
+    return np.array(loss_mask, np.uint8)
+
+
+def mask_markers(
+    input_ids: npt.NDArray[np.int32],
+    offsets: Indices,
+    starts: Sequence[Sequence[int]],
+    ends: Sequence[Sequence[int]],
+    *,
+    include_end: bool = True,
+) -> npt.NDArray[np.uint8]:
+    """As kernels.mask_markers."""
+    input_ids, offsets, opening, closing, include_end = _arguments.mask_markers(
+        input_ids, offsets, starts, ends, include_end
+    )
+    if not opening:
+        raise ValueError("starts is empty")
+    for name, patterns in (("starts", opening), ("ends", closing)):
+        for i, pattern in enumerate(patterns):
+            if not pattern:
+                raise ValueError(f"{name}[{i}] is empty")
+    loss_mask: list[int] = []
+    for begin, end in _ranges("offsets", offsets, len(input_ids)):
+        ids = input_ids[begin:end].tolist()
+        mask = [0] * len(ids)
+        at = 0
+        inside = False
+        while at < len(ids):
+            if not inside:
+                found = _longest_match(opening, ids, at)
+                at += found or 1
+                inside = found > 0
+                continue
+            found = _longest_match(closing, ids, at)
+            inside = not found
+            if inside or include_end:
+                for i in range(at, at + (found or 1)):
+                    mask[i] = 1
+                at += found or 1
+        loss_mask.extend(mask)
+    return np.array(loss_mask, np.uint8)
+
+
+def _longest_match(patterns: list[list[int]], ids: list[int], at: int) -> int:
+    found = 0
+    for pattern in patterns:
+        if ids[at : at + len(pattern)] == pattern:
+            found = max(found, len(pattern))
+    return found
+
+
+def plan(
+    lengths: Indices,
+    capacity: int,
+    *,
+    strategy: Literal["best_fit", "first_fit", "in_order"] = "best_fit",
+    align: int = 1,
+    max_rows: int | None = None,
+) -> Plan:
+    """As kernels.plan."""
+    widened, capacity, rule, align, most = _arguments.plan(
+        lengths, capacity, strategy, align, max_rows
+    )
+    for name, value in (("capacity", capacity), ("align", align), ("max_rows", most)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}, less than 1")
+    sizes = widened.tolist()
+    cells = [-(-size // align) * align for size in sizes]  # rounded up
+    for row, size in enumerate(sizes):
+        if size < 0:
+            raise ValueError(f"row {row} has {size} tokens")
+        if size == 0:
+            raise ValueError(f"row {row} is empty")
+        if cells[row] > capacity:
+            aligned = "" if align == 1 else f", {cells[row]} aligned to {align}"
+            raise ValueError(f"row {row} has {size} tokens{aligned}, more than capacity {capacity}")
+    longest_first = sorted(range(len(sizes)), key=lambda row: (-sizes[row], row))
+    if rule == "best_fit":
+        bins = _best_fit(longest_first, cells, capacity, most)
+    elif rule == "first_fit":
+        bins = _first_fit(longest_first, cells, capacity, most)
+    else:
+        bins = _next_fit(range(len(sizes)), cells, capacity, most)
+    offsets = [0]
+    for rows in bins:
+        offsets.append(offsets[-1] + len(rows))
+    return Plan(
+        np.array([row for rows in bins for row in rows], np.int64),
+        np.array(offsets, np.int64),
+        np.array([sum(sizes[row] for row in rows) for rows in bins], np.int64),
+        capacity,
+    )
+
+
+def _best_fit(order: Iterable[int], cells: list[int], capacity: int, most: int) -> list[list[int]]:
+    bins: list[list[int]] = []
+    spaces: list[int] = []  # of which there are bins, rising
+    waiting: dict[int, deque[int]] = {}  # the bins of each, longest there first
+    for row in order:
+        at = bisect_left(spaces, cells[row])
+        if at < len(spaces):
+            space = spaces[at]
+            number = waiting[space].popleft()
+            if not waiting[space]:
+                del spaces[at], waiting[space]
+        else:
+            space = capacity
+            number = len(bins)
+            bins.append([])
+        bins[number].append(row)
+        space -= cells[row]
+        if space > 0 and len(bins[number]) < most:
+            if space not in waiting:
+                insort(spaces, space)
+                waiting[space] = deque()
+            waiting[space].append(number)
+    return bins
+
+
+def _first_fit(order: Iterable[int], cells: list[int], capacity: int, most: int) -> list[list[int]]:
+    bins: list[list[int]] = []
+    spaces: list[int] = []
+    for row in order:
+        for number, space in enumerate(spaces):
+            if space >= cells[row] and len(bins[number]) < most:
+                break
+        else:
+            number = len(bins)
+            bins.append([])
+            spaces.append(capacity)
+        bins[number].append(row)
+        spaces[number] -= cells[row]
+    return bins
+
+
+def _next_fit(order: Iterable[int], cells: list[int], capacity: int, most: int) -> list[list[int]]:
+    bins: list[list[int]] = []
+    space = 0
+    for row in order:
+        if cells[row] > space or len(bins[-1]) == most:
+            bins.append([])
+            space = capacity
+        bins[-1].append(row)
+        space -= cells[row]
+    return bins
+
+
+def pack(
+    tokens: Tokens,
+    plan: Plan,
+    *,
+    pad_id: int = 0,
+    layout: Literal["rows", "flat"] = "rows",
+    dtype: npt.DTypeLike = np.int32,
+    out: Packed | None = None,
+    threads: int = 1,
+) -> Packed:
+    """As kernels.pack, on one thread."""
+    pad_id, flat, cell_type, threads = _arguments.pack(
+        tokens, plan, pad_id, layout, dtype, out, threads
+    )
+    if threads < 1:
+        raise ValueError(f"threads is {threads}, less than 1")
+    row_ranges = _ranges("offsets", tokens.offsets, len(tokens.input_ids))
+    bin_ranges = _ranges("plan.offsets", plan.offsets, len(plan.rows))
+    bins = [plan.rows[begin:end].tolist() for begin, end in bin_ranges]
+    sizes = [end - begin for begin, end in row_ranges]
+    _check_bins(bins, sizes, plan, flat, cell_type.itemsize == 8)
+
+    input_ids: list[int] = []
+    labels: list[int] = []
+    position_ids: list[int] = []
+    segment_ids: list[int] = []
+    loss_weights: list[float] = []
+    segments: list[int] = []
+
+    def write(ids: list[int], targets: list[int], weights: list[float], segment: int) -> None:
+        for i in range(len(ids)):
+            trained = i > 0 and targets[i]
+            input_ids.append(ids[i])
+            labels.append(ids[i] if trained else -100)
+            position_ids.append(i)
+            segment_ids.append(segment)
+            loss_weights.append(weights[i] if i > 0 else 0.0)
+        segments.append(len(ids))
+
+    for rows in bins:
+        for segment, row in enumerate(rows, start=1):
+            where = slice(*row_ranges[row])
+            targets = tokens.loss_mask[where].tolist()
+            weights = (
+                targets if tokens.loss_weights is None else tokens.loss_weights[where].tolist()
+            )
+            write(tokens.input_ids[where].tolist(), targets, weights, segment)
+        padding = 0 if flat else plan.capacity - sum(sizes[row] for row in rows)
+        if padding:
+            write([pad_id] * padding, [0] * padding, [0.0] * padding, 0)
+
+    cu_seqlens = [0]
+    for size in segments:
+        cu_seqlens.append(cu_seqlens[-1] + size)
+    shape = (len(input_ids),) if flat else (len(bins), plan.capacity)
+
+    def cells(name: str, values: list[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        made = np.array(values, dtype).reshape(shape)
+        if out is None:
+            return made
+        held: npt.NDArray[Any] = getattr(out, name)
+        if held.shape != shape:
+            raise ValueError(f"out.{name} has shape {held.shape}, not {shape}")
+        held[...] = made
+        return held
+
+    return Packed(
+        cells("input_ids", input_ids, cell_type),
+        cells("labels", labels, cell_type),
+        cells("position_ids", position_ids, cell_type),
+        cells("segment_ids", segment_ids, cell_type),
+        plan.rows,
+        tokens.source[plan.rows],
+        plan.offsets,
+        np.array(cu_seqlens, np.int64),
+        max(segments, default=0),
+        None if tokens.loss_weights is None else cells("loss_weights", loss_weights, np.float32),
+        plan.capacity,
+    )
+
+
+def _check_bins(
+    bins: list[list[int]], sizes: list[int], plan: Plan, flat: bool, wide: bool
+) -> None:
+    placed = set()
+    total = 0
+    for number, rows in enumerate(bins):
+        for row in rows:
+            if not 0 <= row < len(sizes):
+                raise ValueError(f"the plan has row {row}, but there are {len(sizes)} rows")
+            if row in placed:
+                raise ValueError(f"row {row} is in the plan twice")
+            placed.add(row)
+            if sizes[row] == 0:
+                raise ValueError(f"row {row} is empty")
+        used = sum(sizes[row] for row in rows)
+        fill = int(plan.fill[number])
+        if used > plan.capacity:
+            raise ValueError(f"bin {number} has {used} tokens, more than capacity {plan.capacity}")
+        if used != fill:
+            raise ValueError(
+                f"bin {number} has {used} tokens, but {fill} in the plan: "
+                "it was made for other lengths"
+            )
+        cells = used if flat else plan.capacity
+        if not wide and cells > 2**31:
+            raise ValueError(f"bin {number} has {cells} cells, too many for int32")
+        total += cells
+        if total > INT64_MAX // 8:
+            raise ValueError(
+                f"bins 0 to {number} have more cells than int64 can count the bytes of"
+            )
+
+
+def unpack(packed: Packed, *, threads: int = 1) -> Tokens:
+    """As kernels.unpack, on one thread."""
+    threads = _arguments.unpack(packed, threads)
+    if threads < 1:
+        raise ValueError(f"threads is {threads}, less than 1")
+    ids, labels = packed.input_ids.ravel().tolist(), packed.labels.ravel().tolist()
+    weights = None if packed.loss_weights is None else packed.loss_weights.ravel().tolist()
+    rows = packed.rows.tolist()
+    bin_ranges = _ranges("bin_offsets", packed.bin_offsets, len(rows))
+    segments = deque(_ranges("cu_seqlens", packed.cu_seqlens, len(ids)))
+    places: list[tuple[int, int, int, int]] = []  # row id, place, first cell, the cell after
+    for number, (begin, end) in enumerate(bin_ranges):
+        if end - begin > len(segments):
+            raise ValueError(
+                f"bin {number} has {end - begin} rows, "
+                f"but cu_seqlens has {len(segments)} segments left"
+            )
+        cells = 0
+        for place in range(begin, end):
+            first, after = segments.popleft()
+            places.append((rows[place], place, first, after))
+            cells += after - first
+        if packed.layout == "rows":
+            if cells < packed.capacity and segments:
+                first, after = segments.popleft()
+                cells += after - first
+            if cells != packed.capacity:
+                raise ValueError(
+                    f"bin {number} has {cells} cells by cu_seqlens, not {packed.capacity}"
+                )
+    if segments:
+        total = len(packed.cu_seqlens) - 1
+        raise ValueError(
+            f"cu_seqlens has {total} segments, but the bins have {total - len(segments)}"
+        )
+    places.sort()
+    for (row, *_), (next_row, *_) in zip(places, places[1:], strict=False):
+        if row == next_row:
+            raise ValueError(f"row {row} is in the bins twice")
+
+    input_ids: list[int] = []
+    loss_mask: list[int] = []
+    loss_weights: list[float] = []
+    offsets = [0]
+    for _, _, first, after in places:
+        for cell in range(first, after):
+            if not -(2**31) <= ids[cell] < 2**31:
+                raise ValueError(f"cell {cell} holds {ids[cell]}, beyond int32")
+            input_ids.append(ids[cell])
+            loss_mask.append(int(labels[cell] != -100))
+            if weights is not None:
+                loss_weights.append(weights[cell])
+        offsets.append(len(input_ids))
+    return Tokens(
+        np.array(input_ids, np.int32),
+        np.array(loss_mask, np.uint8),
+        np.array(offsets, np.int64),
+        np.array([packed.source[place] for _, place, _, _ in places], np.int64),
+        None if weights is None else np.array(loss_weights, np.float32),
+    )
+
+
+def _ranges(name: str, offsets: npt.NDArray[np.int64], end: int) -> list[tuple[int, int]]:
+    """The (begin, end) of each row, from offsets that are some."""
+    bounds = offsets.tolist()
+    if not bounds:
+        raise ValueError(f"{name} is empty, it needs at least the 0")
+    if bounds[0] != 0:
+        raise ValueError(f"{name} starts at {bounds[0]}, not 0")
+    for i in range(1, len(bounds)):
+        if bounds[i] < bounds[i - 1]:
+            raise ValueError(f"{name} falls from {bounds[i - 1]} to {bounds[i]} at {i}")
+    if bounds[-1] != end:
+        raise ValueError(f"{name} ends at {bounds[-1]}, not {end}")
+    return list(zip(bounds[:-1], bounds[1:], strict=True))

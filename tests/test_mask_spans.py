@@ -1,0 +1,117 @@
+"""Owns the tests of `mask_spans`: character spans and token extents to a loss mask."""
+
+import agree
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def mask(impl, extents, spans):
+    made = impl.mask_spans(extents, [0, len(extents)], spans, [0, len(spans)])
+    assert made.dtype == np.uint8
+    return made.tolist()
+
+
+def test_one_shared_character_is_enough(impl):
+    extents = [[0, 3], [3, 5], [5, 9], [9, 12]]
+    assert mask(impl, extents, [[3, 5]]) == [0, 1, 0, 0]
+    assert mask(impl, extents, [[4, 6]]) == [0, 1, 1, 0]
+    assert mask(impl, extents, [[2, 3], [9, 10]]) == [1, 0, 0, 1]
+    assert mask(impl, extents, [[0, 12]]) == [1, 1, 1, 1]
+    assert mask(impl, extents, [[12, 20]]) == [0, 0, 0, 0]
+
+
+def test_zero_width_never(impl):
+    assert mask(impl, [[0, 0], [0, 2], [1, 1], [2, 2]], [[0, 2]]) == [0, 1, 0, 0]
+    assert mask(impl, [[0, 4]], [[2, 2]]) == [0]
+    assert mask(impl, [[2, 2]], [[2, 2]]) == [0]
+
+
+def test_spans_in_any_order_and_overlapping(impl):
+    extents = [[i, i + 1] for i in range(8)]
+    assert mask(impl, extents, [[5, 7], [0, 2], [1, 3], [6, 6]]) == [1, 1, 1, 0, 0, 1, 1, 0]
+
+
+def test_extents_in_any_order(impl):
+    """Byte tokens share a character's extent, and some tokenizers step back."""
+    assert mask(impl, [[4, 5], [0, 1], [4, 5], [0, 9], [1, 2]], [[0, 1], [4, 5]]) == [1, 1, 1, 1, 0]
+
+
+def test_rows_do_not_see_each_other(impl):
+    made = impl.mask_spans(
+        [[0, 1], [1, 2], [0, 1], [1, 2]], [0, 2, 2, 4], [[0, 1], [0, 9], [1, 2]], [0, 1, 2, 3]
+    )
+    assert made.tolist() == [1, 0, 0, 1]
+
+
+def test_nothing(impl):
+    assert impl.mask_spans([], [0], [], [0]).tolist() == []
+    assert impl.mask_spans(np.zeros((0, 2), np.int64), [0, 0], [[0, 1]], [0, 1]).tolist() == []
+
+
+def test_characters_beyond_int32(impl):
+    assert mask(impl, [[2**40, 2**62]], [[2**61, 2**63 - 1]]) == [1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([[3, 2]], [0, 0, 1], [], [0, 0, 0]), ValueError, "row 1, token 0 has extent [3, 2)"),
+        (([[-1, 2]], [0, 1], [], [0, 0]), ValueError, "row 0, token 0 has extent [-1, 2)"),
+        (([[0, 2]], [0, 1], [[0, 1], [5, 4]], [0, 2]), ValueError, "row 0, span 1 is [5, 4)"),
+        (([[0, 2]], [0, 1], [], [0]), ValueError, "offsets has 1 rows, but span_offsets has 0"),
+        (([[0, 2]], [0, 2], [], [0]), ValueError, "offsets ends at 2, not 1"),
+        (([[0, 2]], [0, 1], [], [0, 1]), ValueError, "span_offsets ends at 1, not 0"),
+        (([0, 2], [0, 1], [], [0, 0]), TypeError, "extents[0] is not a pair of int"),
+        (([[0, 2.0]], [0, 1], [], [0, 0]), TypeError, "extents[0] is float, not an int"),
+        ((np.zeros((1, 3), int), [0, 1], [], [0, 0]), TypeError,
+         "extents has shape (1, 3), not [n, 2]"),
+        ((np.zeros((1, 2)), [0, 1], [], [0, 0]), TypeError,
+         "extents has dtype float64, not int32 or int64"),
+    ],
+)  # fmt: skip
+def test_refusals(impl, arguments, error, message):
+    with pytest.raises(error) as caught:
+        impl.mask_spans(*arguments)
+    assert str(caught.value) == message
+
+
+PAIRS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 6)).map(lambda p: [p[0], sum(p)]))
+
+
+@given(st.lists(st.tuples(PAIRS, PAIRS), max_size=4), st.booleans())
+def test_reference_and_core(rows, strided):
+    def pairs(which):
+        made = np.array([p for row in rows for p in row[which]], np.int64).reshape(-1, 2)
+        return np.asfortranarray(made) if strided else made.astype(np.int32)
+
+    offsets = [agree.ragged([len(row[which]) for row in rows]) for which in (0, 1)]
+    kind, made = agree.agreed("mask_spans", pairs(0), offsets[0], pairs(1), offsets[1])
+    assert kind == "result"
+    for row, (extents, spans) in enumerate(rows):
+        wanted = {c for a, b in spans for c in range(a, b)}
+        found = made[offsets[0][row] : offsets[0][row + 1]].tolist()
+        assert found == [int(not wanted.isdisjoint(range(a, b))) for a, b in extents]
+
+
+@given(
+    st.lists(st.lists(st.integers(-1, 4), min_size=2, max_size=2), max_size=4),
+    st.lists(st.integers(-1, 4), max_size=4),
+)
+def test_both_refuse_alike(pairs, offsets):
+    agree.agreed("mask_spans", pairs, offsets, [[0, 3]], [0, 1])
+    agree.agreed("mask_spans", [[0, 3]], [0, 1], pairs, offsets)
+
+
+def test_70_000_rows():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(0, 5, 70_000)
+    n = int(lengths.sum())
+    begin = rng.integers(0, 20, n)
+    extents = np.stack([begin, begin + rng.integers(0, 5, n)], axis=1)
+    spans = np.tile([[3, 8], [12, 13]], (70_000, 1))
+    offsets = agree.ragged(lengths)
+    kind, made = agree.agreed("mask_spans", extents, offsets, spans, np.arange(0, 140_001, 2))
+    assert kind == "result"
+    assert 0 < made.sum() < n
