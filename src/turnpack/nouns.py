@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from reprlib import repr as short
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np

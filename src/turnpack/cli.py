@@ -1,0 +1,355 @@
+"""The command line: arguments in, one call, what a person should see out.
+
+Owns options, messages and exit codes: 0 done, 1 the data gave nothing or not what `--strict` asks
+for, 2 what was asked for cannot be done, 130 interrupted. Computes nothing; what is slow to import
+is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .prepare import Progress
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Failure(Exception):
+    """An error of which a person needs one line, and a shell the exit code."""
+
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character is no reason to stop.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            status = turnpack.main(arguments, prog_name="turnpack", standalone_mode=False)
+    except Failure as error:
+        _say("error", str(error))
+        return error.exit_code
+    except click.ClickException as error:
+        _say("error", error.format_message())
+        return error.exit_code
+    return status if isinstance(status, int) else 0
+
+
+class _Group(click.Group):
+    """Commands whose expected errors are one line each; any other keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            status = super().invoke(ctx)
+            sys.stdout.flush()
+            return status
+        except KeyboardInterrupt:
+            raise Failure("interrupted", 130) from None
+        except BrokenPipeError:  # `turnpack preview DIR | head`: click leaves quietly
+            raise
+        except OSError as error:
+            raise Failure(_os_error(error)) from None
+
+
+def _say(kind: str, message: str) -> None:
+    from .preview import one_line
+
+    print(f"turnpack: {kind}: {one_line(message)}", file=sys.stderr)
+
+
+def _warn(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+    _say("warning", str(message))
+
+
+def _os_error(error: OSError) -> str:
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    return f"{os.fsdecode(error.filename)}: {error.strerror}"
+
+
+@contextmanager
+def _asked() -> Iterator[None]:
+    """Take a ValueError for a mistake in what was asked for: here it is none of turnpack."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        raise Failure(str(error)) from None
+
+
+@click.group(
+    cls=_Group, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.version_option(__version__, message="turnpack %(version)s")
+def turnpack() -> None:
+    """Chat data in, packed training rows out."""
+
+
+def _encoding(required: bool) -> Callable[[Command], Command]:
+    """Add the options that decide how a conversation becomes tokens."""
+    options = [
+        click.option(
+            "--tokenizer",
+            metavar="PATH",
+            required=required,
+            help="Folder, tokenizer.json or SentencePiece .model.",
+        ),
+        click.option(
+            "--template",
+            metavar="NAME",
+            required=required,
+            help="Chat template; `turnpack templates` lists them.",
+        ),
+        click.option(
+            "--max-length",
+            type=int,
+            metavar="N",
+            required=required,
+            help="Tokens a conversation may have.",
+        ),
+        click.option(
+            "--truncate",
+            metavar="HOW",
+            default="right",
+            show_default=True,
+            help="A longer one: right (cut), turns (drop the oldest), split (over several rows) "
+            "or reject.",
+        ),
+        click.option(
+            "--train-on",
+            metavar="WHAT",
+            default="assistant",
+            show_default=True,
+            help="Targets: assistant (every answer), last (the last answer) or all.",
+        ),
+        click.option(
+            "--boundary",
+            metavar="HOW",
+            default="cut",
+            show_default=True,
+            help="Text at the start of a target: cut (as at inference) or whole (as in TRL).",
+        ),
+        click.option(
+            "--system", metavar="TEXT", help="System message of conversations that have none."
+        ),
+        click.option(
+            "--format", metavar="NAME", help="Format of the files; detected row by row otherwise."
+        ),
+        click.option("--bos-token", metavar="TEXT", help="BOS, if the tokenizer does not say."),
+        click.option("--eos-token", metavar="TEXT", help="EOS, if the tokenizer does not say."),
+    ]
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+@turnpack.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@_encoding(required=True)
+@click.option("--output", required=True, metavar="DIR", help="Directory to write into.")
+@click.option(
+    "--capacity", type=int, metavar="N", help="Tokens a bin may have; --max-length by default."
+)
+@click.option(
+    "--strategy",
+    metavar="NAME",
+    default="best_fit",
+    show_default=True,
+    help="Packing: best_fit, first_fit or in_order.",
+)
+@click.option(
+    "--seed", type=int, metavar="N", default=0, show_default=True, help="Order of the bins."
+)
+@click.option("--strict", is_flag=True, help="Stop at the first bad row.")
+@click.option(
+    "--workers",
+    type=int,
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Processes that encode; the output does not depend on it.",
+)
+def prepare(files: tuple[str, ...], output: str, **options: Any) -> int:
+    """Turn chat files into packed training bins.
+
+    Reads .json, .jsonl (also .gz, .zst) and .parquet in the usual chat formats, also mixed. Writes
+    data/*.parquet, report.json, report.html, rejects.jsonl, manifest.json and the tokenizer into
+    DIR.
+    """
+    from .nouns import RowError
+    from .prepare import OptionError
+    from .prepare import prepare as run
+    from .report import table
+
+    try:
+        with _cleaning_up(), _bar() as tell:
+            report = run(files, output=output, progress=tell, **options)
+    except OptionError as error:
+        raise Failure(str(error)) from None
+    except RowError as error:
+        raise Failure(str(error), 1) from None
+    click.echo(table(report))
+    folder = Path(output)
+    if not report.bins:
+        read = report.conversations["read"]
+        if read == 0:
+            raise Failure("nothing to pack: the input has no rows", 1)
+        raise Failure(
+            f"nothing to pack: all {read:,} rows were rejected, see {folder / 'rejects.jsonl'}", 1
+        )
+    click.echo(f"bins in {folder / 'data'}, report in {folder / 'report.html'}")
+    return 0
+
+
+@contextmanager
+def _cleaning_up() -> Iterator[None]:
+    """Make SIGTERM an exception, as SIGINT is: so it removes what is not finished."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[Progress], None]]:
+    """Show progress on a terminal, and nothing anywhere else."""
+    from rich import progress as rich
+    from rich.console import Console
+
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.TaskProgressColumn(),
+        rich.TextColumn("{task.fields[rates]}"),
+        rich.TimeElapsedColumn(),
+    )
+    quiet = not sys.stderr.isatty()
+    bar = rich.Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True)
+    tasks: dict[str, rich.TaskID] = {}
+
+    def tell(now: Progress) -> None:
+        bar.start()  # not before: an error that comes first stands alone
+        if now.stage not in tasks:
+            tasks[now.stage] = bar.add_task(now.stage, rates="")
+        rates = f"{now.tokens / now.seconds:,.0f} tokens/s"
+        if now.stage == "encode":
+            rates = f"{now.rows / now.seconds:,.0f} rows/s, {rates}, {now.rejected:,} rejected"
+        task = tasks[now.stage]
+        bar.update(task, completed=now.done, total=max(1, now.total), rates=rates)
+
+    try:
+        yield tell
+    finally:
+        bar.stop()
+
+
+@turnpack.command()
+@click.argument("path", metavar="FILE|DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--bins",
+    type=click.IntRange(1),
+    metavar="N",
+    default=2,
+    show_default=True,
+    help="Bins to show, or conversations of a chat file.",
+)
+@_encoding(required=False)
+def preview(
+    path: Path, bins: int, tokenizer: str | None, template: str | None, **options: Any
+) -> None:
+    """Show what the model will learn, token by token.
+
+    DIR is what `prepare` wrote, FILE one of its Parquet files, or chat data: that needs
+    --tokenizer and --template.
+    """
+    from . import preview as show
+    from . import tokenizers
+
+    console = _console()
+    bos, eos = options.pop("bos_token"), options.pop("eos_token")
+    packed = path.is_dir() or show.is_bins(path)
+    if packed:
+        files = sorted((path / "data").glob("*.parquet")) if path.is_dir() else [path]
+        if not files:
+            raise Failure(f"{path} holds no bins: it is not what `turnpack prepare` writes")
+        beside = (path if path.is_dir() else path.parent.parent) / "tokenizer"
+        with _asked():
+            backend = tokenizers.load(tokenizer or beside, bos=bos, eos=eos)
+        show.show_legend(console)
+        show.show_bins(console, files, backend, bins)
+        return
+
+    from . import records
+    from .encode import Encoder
+
+    format = options.pop("format")
+    with _asked():
+        rows = records.read([path], format=format)
+        if tokenizer is None or template is None:
+            raise Failure(f"{path} is chat data: its preview needs --tokenizer and --template")
+        backend = tokenizers.load(tokenizer, bos=bos, eos=eos)
+        encoder = Encoder(backend, template, **options)
+    show.show_legend(console)
+    show.show_conversations(console, islice(rows, bins), encoder, backend)
+
+
+@turnpack.command()
+@click.argument("name", required=False)
+def templates(name: str | None) -> None:
+    """List the chat templates, or show how one writes a conversation."""
+    from . import preview as show
+    from .templates import get_template
+    from .templates import templates as names
+
+    console = _console()
+    if name is None:
+        width = max(map(len, names()))
+        for known in names():
+            template = get_template(known)
+            click.echo(f"{known:{width}}  {template.summary}")
+        return
+    with _asked():
+        template = get_template(name)
+    rendered = template.render(show.SAMPLE)
+    click.echo(f"{name}: {template.summary}\nsource: {template.source}")
+    click.echo(
+        f"BOS: {'written by the template' if template.writes_bos else 'left to the tokenizer'}"
+    )
+    stop = [part.text for part in rendered.segments if part.target][-1]
+    click.echo(f"an answer ends with: {stop}")
+    show.show_legend(console)
+    show.show_pieces(console, show.rendered_pieces(rendered))
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
