@@ -36,7 +36,7 @@ def test_the_table_says_what_matters():
     assert text["trained on"] == "30,864 (25.0%)"
     assert text["bins"] == "31 of 4,096 tokens"
     assert text["utilization"] == "97.23%"
-    assert text["seconds"] == "read 0.1, total 2.5"
+    assert text["seconds"] == "read 0.12, total 2.50"
     assert text["warning"] == "truncated (3)"
     assert "in rows" not in text
     assert "\x1b" not in table(made())

@@ -59,7 +59,7 @@ def summary(report: Report) -> Iterator[tuple[str, str]]:
     yield "trained on", f"{tokens['trained']:,} ({tokens['share']:.1%})"
     yield "bins", f"{report.bins:,} of {report.capacity:,} tokens"
     yield "utilization", f"{report.utilization:.2%}"
-    yield "seconds", ", ".join(f"{stage} {value:.1f}" for stage, value in report.seconds.items())
+    yield "seconds", ", ".join(f"{stage} {value:.2f}" for stage, value in report.seconds.items())
     for phrase, number in report.warnings.items():
         yield "warning", f"{one_line(phrase)} ({number:,})"
 
