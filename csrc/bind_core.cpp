@@ -37,7 +37,7 @@ void check_size(const char* name, int64_t size, int64_t wanted) {
     if (size != wanted) fail(name, " has ", size, " entries, not ", wanted);
 }
 
-// The entries of offsets that lie between tokens and rows; at least one for the 0.
+// Offsets with no entry, which are refused later, count as no rows.
 int64_t rows_of(const Offsets& offsets) { return std::max<int64_t>(offsets.size() - 1, 0); }
 
 py::tuple concat(const Array<int32_t>& turn_ids, const Offsets& turn_offsets, const Offsets& roles,

@@ -1,11 +1,11 @@
 """Owns the tests of `concat`: turns and roles to rows and their loss mask."""
 
-import agree
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import agree
 from turnpack import Role, Tokens
 
 BOS, EOS = 1, 2

@@ -1,11 +1,11 @@
 """Owns the tests of `flatten` and `unflatten`: lists of ids to ragged arrays and back."""
 
-import agree
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import agree
 from turnpack import kernels
 
 IDS = st.integers(-(2**31), 2**31 - 1)
@@ -100,7 +100,7 @@ def test_unflatten_refusals(impl):
         with pytest.raises(ValueError) as caught:
             impl.unflatten(values, offsets)
         assert str(caught.value) == message
-    with pytest.raises(TypeError, match="^values has dtype int64, not int32$"):
+    with pytest.raises(TypeError, match=r"^values has dtype int64, not int32$"):
         impl.unflatten(np.arange(3), [0, 3])
 
 

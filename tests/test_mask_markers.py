@@ -1,10 +1,11 @@
 """Owns the tests of `mask_markers`: marker patterns in tokenized rows to a loss mask."""
 
-import agree
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+import agree
 
 
 def mask(impl, ids, starts, ends, **kwargs):

@@ -1,10 +1,11 @@
 """Owns the tests of `mask_spans`: character spans and token extents to a loss mask."""
 
-import agree
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+import agree
 
 
 def mask(impl, extents, spans):

@@ -123,9 +123,9 @@ def test_plan_slices():
     assert whole[-1:] == Plan([2, 1, 3], [0, 3], [10], 10)
     assert whole[2:1] == Plan([], [0], [], 10)
     assert whole[9:] == Plan([], [0], [], 10)
-    with pytest.raises(ValueError, match="^a slice of bins has step 1, not 2$"):
+    with pytest.raises(ValueError, match=r"^a slice of bins has step 1, not 2$"):
         whole[::2]
-    with pytest.raises(TypeError, match="^a plan takes a slice of bins, not int$"):
+    with pytest.raises(TypeError, match=r"^a plan takes a slice of bins, not int$"):
         whole[0]
 
 

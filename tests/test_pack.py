@@ -1,11 +1,11 @@
 """Owns the tests of `pack`: tokens and a plan to bins of cells, by design.md's "Cells"."""
 
-import agree
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import agree
 from turnpack import Plan, Tokens, kernels, plan
 from turnpack.nouns import CELLS
 
@@ -172,7 +172,7 @@ def test_out_may_not_be_the_input(impl, example):
     tokens, made = example
     out = impl.pack(*example)
     shared = with_cells(tokens, input_ids=out.labels.ravel()[:9])
-    with pytest.raises(ValueError, match="^out.labels shares memory with another array$"):
+    with pytest.raises(ValueError, match=r"^out.labels shares memory with another array$"):
         impl.pack(shared, made, out=out)
 
 

@@ -1,11 +1,11 @@
 """Owns the tests of `plan`: lengths to bins, by each strategy's exact rule."""
 
-import agree
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import agree
 from turnpack import kernels
 
 STRATEGIES = ("best_fit", "first_fit", "in_order")
@@ -94,7 +94,7 @@ def test_forms_that_are_widened(impl):
         np.array([3, 5, 4], ">i8"),
     ):
         if getattr(lengths, "dtype", None) == np.dtype(">i8"):
-            with pytest.raises(TypeError, match="^lengths has dtype >i8, not int32 or int64$"):
+            with pytest.raises(TypeError, match=r"^lengths has dtype >i8, not int32 or int64$"):
                 impl.plan(lengths, 8)
         else:
             assert impl.plan(lengths, 8) == expected

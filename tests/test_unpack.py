@@ -1,12 +1,12 @@
 """Owns the tests of `unpack`: bins of cells to the tokens they were packed from."""
 
-import agree
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_pack import forced, tokens_of
 
+import agree
+from test_pack import forced, tokens_of
 from turnpack import Packed, Plan, Tokens, kernels, plan
 
 

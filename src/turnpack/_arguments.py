@@ -34,7 +34,7 @@ class Affixes(NamedTuple):
 
 
 def flatten(rows: object) -> Iterable[Any]:
-    """The rows, if they can be iterated over."""
+    """Take the rows, if they can be iterated over."""
     if isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
         raise TypeError(f"rows is {type(rows).__name__}, not an iterable of rows")
     return rows

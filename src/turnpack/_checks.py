@@ -18,7 +18,7 @@ _INT32, _INT64 = np.iinfo(np.int32), np.iinfo(np.int64)
 
 
 def is_int(value: object) -> bool:
-    """Whether this is a whole number that is not a bool: int or a NumPy integer."""
+    """Say whether this is a whole number that is not a bool: int or a NumPy integer."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
@@ -29,7 +29,7 @@ def instance(name: str, value: object, kind: type) -> None:
 
 
 def number(name: str, value: object, bounds: Any = _INT64) -> int:
-    """A whole number within int64, or within other `bounds`."""
+    """Take a whole number within int64, or within other `bounds`."""
     if not is_int(value):
         raise TypeError(f"{name} is {type(value).__name__}, not an int")
     found = int(value)  # type: ignore[call-overload]
@@ -39,19 +39,19 @@ def number(name: str, value: object, bounds: Any = _INT64) -> int:
 
 
 def int32(name: str, value: object) -> int:
-    """A whole number within int32."""
+    """Take a whole number within int32."""
     return number(name, value, _INT32)
 
 
 def boolean(name: str, value: object) -> bool:
-    """True or False."""
+    """Take True or False."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} is {type(value).__name__}, not a bool")
     return bool(value)
 
 
 def choice(name: str, value: object, known: tuple[str, ...]) -> str:
-    """One of the known names."""
+    """Take one of the known names."""
     if not isinstance(value, str):
         raise TypeError(f"{name} is {type(value).__name__}, not a str")
     if value not in known:
@@ -60,19 +60,19 @@ def choice(name: str, value: object, known: tuple[str, ...]) -> str:
 
 
 def cell_dtype(value: object) -> np.dtype[Any]:
-    """The dtype of cells: int32 or int64, in this machine's byte order."""
+    """Take the dtype of cells: int32 or int64, in this machine's byte order."""
     try:
-        found = np.dtype(value)  # type: ignore[call-overload]
+        found: np.dtype[Any] | None = np.dtype(value)  # type: ignore[call-overload]
     except TypeError:
         found = None
     if found is None or not (found == np.int32 or found == np.int64):
         shown = value if found is None else found
         raise TypeError(f"dtype is {shown}, not int32 or int64")
-    return np.dtype(found)
+    return found
 
 
 def array(name: str, value: object, *dtypes: npt.DTypeLike, ndim: int = 1) -> npt.NDArray[Any]:
-    """A C-contiguous array of one of the dtypes, as it is: token arrays are never converted."""
+    """Take a C-contiguous array of one of the dtypes: token arrays are never converted."""
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name} is {type(value).__name__}, not a NumPy array")
     if value.dtype not in dtypes:
@@ -86,7 +86,7 @@ def array(name: str, value: object, *dtypes: npt.DTypeLike, ndim: int = 1) -> np
 
 
 def indices(name: str, value: object, *, pairs: bool = False, small: bool = False) -> Int64s:
-    """int64 `[n]` (or `[n, 2]`) from int32 or int64 arrays of any stride or sequences of int.
+    """Widen int32 or int64 arrays of any stride, or sequences of int, to int64 `[n]` (`[n, 2]`).
 
     With `small`, uint8 arrays pass too. An array that needs no change is returned as it is.
     """
@@ -124,7 +124,7 @@ def _from_sequence(name: str, value: Sequence[Any], pairs: bool) -> Int64s:
 
 
 def ids(name: str, value: object) -> list[int]:
-    """Token ids of a prefix or a pattern: a sequence or an array of int within int32."""
+    """Take the token ids of a prefix or a pattern: a sequence or an array of int within int32."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
@@ -133,7 +133,7 @@ def ids(name: str, value: object) -> list[int]:
 
 
 def id_lists(name: str, value: object) -> list[list[int]]:
-    """Several such sequences."""
+    """Take several such sequences."""
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise TypeError(f"{name} is {type(value).__name__}, not a sequence of sequences of int")
     return [ids(f"{name}[{i}]", item) for i, item in enumerate(value)]

@@ -7,9 +7,9 @@ from turnpack._arguments import Ids
 from turnpack._checks import Int64s
 from turnpack.nouns import Packed
 
-Mask = npt.NDArray[np.uint8]
-Weights = npt.NDArray[np.float32]
-Cells = npt.NDArray[Any]
+_Mask = npt.NDArray[np.uint8]
+_Weights = npt.NDArray[np.float32]
+_Cells = npt.NDArray[Any]
 
 def concat(
     turn_ids: Ids,
@@ -18,12 +18,12 @@ def concat(
     row_offsets: Int64s,
     affixes: Ids,
     affix_offsets: Int64s,
-    targets: Mask,
-    suffix_targets: Mask,
+    targets: _Mask,
+    suffix_targets: _Mask,
     bos: Ids,
     eos: Ids,
-) -> tuple[Ids, Mask, Int64s]: ...
-def mask_spans(extents: Int64s, offsets: Int64s, spans: Int64s, span_offsets: Int64s) -> Mask: ...
+) -> tuple[Ids, _Mask, Int64s]: ...
+def mask_spans(extents: Int64s, offsets: Int64s, spans: Int64s, span_offsets: Int64s) -> _Mask: ...
 def mask_markers(
     input_ids: Ids,
     offsets: Int64s,
@@ -32,15 +32,15 @@ def mask_markers(
     ends: Ids,
     end_offsets: Int64s,
     include_end: bool,
-) -> Mask: ...
+) -> _Mask: ...
 def plan(
     lengths: Int64s, capacity: int, strategy: str, align: int, max_rows: int
 ) -> tuple[Int64s, Int64s, Int64s]: ...
 def pack(
     input_ids: Ids,
-    loss_mask: Mask,
+    loss_mask: _Mask,
     offsets: Int64s,
-    loss_weights: Weights | None,
+    loss_weights: _Weights | None,
     rows: Int64s,
     bin_offsets: Int64s,
     fill: Int64s,
@@ -51,14 +51,14 @@ def pack(
     out: Packed | None,
     threads: int,
     lanes: int = 0,
-) -> tuple[Cells, Cells, Cells, Cells, Int64s, int, Weights | None]: ...
+) -> tuple[_Cells, _Cells, _Cells, _Cells, Int64s, int, _Weights | None]: ...
 def unpack(
-    input_ids: Cells,
-    labels: Cells,
+    input_ids: _Cells,
+    labels: _Cells,
     rows: Int64s,
     bin_offsets: Int64s,
     cu_seqlens: Int64s,
-    loss_weights: Weights | None,
+    loss_weights: _Weights | None,
     capacity: int,
     threads: int,
-) -> tuple[Ids, Mask, Int64s, Int64s, Weights | None]: ...
+) -> tuple[Ids, _Mask, Int64s, Int64s, _Weights | None]: ...

@@ -176,9 +176,9 @@ def plan(
     - `first_fit`: longest row first, into the lowest-numbered bin with room.
     - `in_order`: rows as they come, a new bin whenever the last has no room.
 
-    With `align`, a row takes up its length rounded up to a multiple of it, so that whoever pads each
-    document to one stays within capacity; `fill` and `utilization` count tokens all the same.
-    `max_rows`: rows a bin may have.
+    With `align`, a row takes up its length rounded up to a multiple of it, so that whoever pads
+    each document to one stays within capacity; `fill` and `utilization` count tokens all the same
+    (and `pack` puts rows back to back). `max_rows`: rows a bin may have.
 
     Raises ValueError for a row that is empty, negative or longer than capacity (the first such
     row), and for a capacity, align or max_rows below 1.
@@ -217,7 +217,8 @@ def pack(
     tokens are more than capacity or other than the plan's fill, and for an `out` of another shape;
     MemoryError where the cells do not fit into memory.
 
-    >>> tokens = Tokens(np.array([7, 8, 9, 4], np.int32), np.array([0, 1, 1, 1], np.uint8), [0, 3, 4])
+    >>> ids, mask = np.array([7, 8, 9, 4], np.int32), np.array([0, 1, 1, 1], np.uint8)
+    >>> tokens = Tokens(ids, mask, [0, 3, 4])
     >>> packed = pack(tokens, Plan([0, 1], [0, 2], [4], 6))
     >>> packed.input_ids.tolist(), packed.labels.tolist()
     ([[7, 8, 9, 4, 0, 0]], [[-100, 8, 9, -100, -100, -100]])
@@ -276,7 +277,7 @@ def _pack(
 
 
 def unpack(packed: Packed, *, threads: int = 1) -> Tokens:
-    """The rows of the bins by rising row id: what `pack` was given, if the plan had all of it.
+    """Give the rows of the bins by rising row id: what `pack` was given, if the plan had all of it.
 
     Only the loss mask and weight of each row's first token are lost, they become 0. A token is a
     target where its label is not -100 (so the id -100 never is one). `threads` work on ranges of
@@ -285,7 +286,8 @@ def unpack(packed: Packed, *, threads: int = 1) -> Tokens:
     Raises ValueError for a row that is there twice, for `cu_seqlens` that do not agree with
     `bin_offsets`, and for ids beyond int32.
 
-    >>> tokens = Tokens(np.array([7, 8, 9, 4], np.int32), np.array([0, 1, 1, 0], np.uint8), [0, 3, 4])
+    >>> ids, mask = np.array([7, 8, 9, 4], np.int32), np.array([0, 1, 1, 0], np.uint8)
+    >>> tokens = Tokens(ids, mask, [0, 3, 4])
     >>> unpack(pack(tokens, Plan([1, 0], [0, 2], [4], 6))) == tokens
     True
     """

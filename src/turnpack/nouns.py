@@ -306,7 +306,7 @@ class Tokens(_Arrays):
 
     @classmethod
     def join(cls, parts: Sequence[Tokens]) -> Tokens:
-        """The rows of all parts in order, `source` as each has it.
+        """Put the rows of all parts one after the other, `source` as each has it.
 
         Where some part has `loss_weights`, the loss mask stands in for those of the others.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -91,7 +92,7 @@ def concat(
             last_is_target = affixes[role].target
         write(eos, last_is_target)
         offsets.append(len(input_ids))
-    return Tokens(np.array(input_ids, np.int32), np.array(loss_mask, np.uint8), offsets)
+    return Tokens(np.array(input_ids, np.int32), np.array(loss_mask, np.uint8), np.array(offsets))
 
 
 def mask_spans(
@@ -417,7 +418,7 @@ def unpack(packed: Packed, *, threads: int = 1) -> Tokens:
             f"cu_seqlens has {total} segments, but the bins have {total - len(segments)}"
         )
     places.sort()
-    for (row, *_), (next_row, *_) in zip(places, places[1:], strict=False):
+    for (row, *_), (next_row, *_) in pairwise(places):
         if row == next_row:
             raise ValueError(f"row {row} is in the bins twice")
 
@@ -455,4 +456,4 @@ def _ranges(name: str, offsets: npt.NDArray[np.int64], end: int) -> list[tuple[i
             raise ValueError(f"{name} falls from {bounds[i - 1]} to {bounds[i]} at {i}")
     if bounds[-1] != end:
         raise ValueError(f"{name} ends at {bounds[-1]}, not {end}")
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
+    return list(pairwise(bounds))
