@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .tokenizers import Backend
 
 TRAIN_ON = ("assistant", "last", "all")
+RUNS = ("joined", "restarted", "apart", "spelled")
 
 # The patterns of a declaration, and the fields that each may have besides {bos} and {eos}.
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -101,9 +102,10 @@ class Template:
     `markers` in a pattern are control tokens, as are `{bos}` and `{eos}`, which stand for the
     tokenizer's own (`bos`, `eos` here: the original's). `markup` is control where the tokenizer
     has such a token and text where it has none. `runs` says how a run of ordinary text is encoded:
-    "joined" as a continuation of what stands before it; "apart" by itself, as the start of a text;
-    "spelled" as it stands, because the patterns spell the blanks that a SentencePiece model would
-    put in front. `variables`: other fields, as names and texts, for `get_template` to replace.
+    "joined" as a continuation of what stands before it; "restarted" as the start of a text behind
+    every control token, as transformers' older Llama tokenizers do; "apart" always as the start of
+    a text; "spelled" never, because the patterns spell the blanks that a SentencePiece model would
+    put there. `variables`: other fields, as names and texts, for `get_template` to replace.
     """
 
     name: str
@@ -139,8 +141,8 @@ class Template:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.runs not in ("joined", "apart", "spelled"):
-            raise ValueError(f"runs must be one of joined, apart, spelled, not {self.runs!r}")
+        if self.runs not in RUNS:
+            raise ValueError(f"runs must be one of {', '.join(RUNS)}, not {self.runs!r}")
         if self.system_in_user is not None and not self.alternates:
             raise ValueError("system_in_user is for templates that alternate user and assistant")
         _ = self.patterns  # a field that is none is found now

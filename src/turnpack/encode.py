@@ -352,13 +352,13 @@ class Encoder:
 def _fresh_after(runs: str, backend: tokenizers.Backend) -> str:
     """Where a run of text is encoded as the start of a text: as in Backend, "always" or "never".
 
-    A template may spell the blanks that SentencePiece would put in front. Other tokenizers that
-    put one there do so at inference too, so what they do is kept.
+    "restarted" and "spelled" are about the blank that a SentencePiece model puts in front of a
+    text. A tokenizer.json says itself where it puts one, at inference too, so that is kept.
     """
     own = str(getattr(backend, "fresh_after", "bos"))
     if runs == "apart":
         return "always"
-    return "never" if runs == "spelled" and own == "bos" else own
+    return {"restarted": "control", "spelled": "never"}.get(runs, own) if own == "bos" else own
 
 
 class _Part(NamedTuple):

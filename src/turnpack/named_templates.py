@@ -362,13 +362,15 @@ NAMED = (
     Template(
         name="vicuna",
         source="lm-sys/FastChat fastchat/conversation.py, vicuna_v1.1",
-        summary="Vicuna 1.1; its default system message stands where there is none",
+        summary="Vicuna 1.1; a default system message; behind EOS a text starts anew, as with the "
+        "tokenizer that it was trained with",
         default_system=_POLITE.format("user"),
         system="{system} ",
         user="USER: {user} ",
         cue="ASSISTANT:",
         answer=" {answer}",
         alternates=True,
+        runs="restarted",
     ),
     Template(
         name="zephyr",

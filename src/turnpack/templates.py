@@ -35,7 +35,7 @@ class TemplateProtocol(Protocol):
 
     @property
     def runs(self) -> str:
-        """How a run of ordinary text is encoded: "joined", "apart" or "spelled"; see Template."""
+        """How a run of ordinary text is encoded: one of `RUNS`; see Template."""
         ...
 
     def bind(self, backend: Backend) -> TemplateProtocol:
