@@ -170,6 +170,40 @@ def rows_of(name: str) -> list[dict]:
     return [json.loads(line) for line in text.split("\n") if line]
 
 
+# The files of ../shared/data, and how many rows each has.
+FILES = {
+    "alpaca_en.json": 999,
+    "alpaca_zh.json": 1000,
+    "alpaca_gpteacher_toolformer.json": 7673,
+    "firefly_dummy.jsonl": 33,
+    "messages_gsm8k.jsonl": 7473,
+    "messages_kdconv_zh.jsonl": 900,
+    "sharegpt_fastchat_dummy.json": 500,
+    "sharegpt_tools_en.json": 300,
+    "sharegpt_tools_zh.json": 300,
+}
+
+
+def turns_of(row):
+    """(user text, input, answer or None) of each exchange; None where tools are involved."""
+    if "instruction" in row:
+        return [(row["instruction"], row["input"], row.get("output", row.get("response")))]
+    if "conversation" in row:
+        return [(turn["human"], "", turn["assistant"]) for turn in row["conversation"]]
+    if "messages" in row:
+        texts = [message["content"] for message in row["messages"]]
+    else:
+        if json.loads(row.get("tools") or "[]"):
+            return None
+        if {turn["from"] for turn in row["conversations"]} != {"human", "gpt"}:
+            return None
+        texts = [turn["value"] for turn in row["conversations"]]
+    return [
+        (texts[i], "", texts[i + 1] if i + 1 < len(texts) else None)
+        for i in range(0, len(texts), 2)
+    ]
+
+
 def folder_of(tokenizer: Tokenizer, **config: object) -> Path:
     """The tokenizer as a folder, as people have one."""
     folder = Path(tempfile.mkdtemp(prefix="tokenizer-"))
