@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import turnpack as tp
-from at_hand import SHARED, deepseek, llama2, llama3, mistral, needs_shared, qwen
+from at_hand import SHARED, deepseek, llama2, llama3, mistral, needs_shared, qwen, rows_of, turns_of
 from chats import assistant, system, user
 from turnpack import get_template, templates, tokenizers
 from turnpack.nouns import RowError
@@ -139,6 +139,41 @@ def test_ids(entry):
         assert np.where(tokens.loss_mask, tokens.input_ids, -100).tolist() == entry["labels"]
     if "target_mask" in entry:
         assert tokens.loss_mask.tolist() == entry["target_mask"]
+
+
+@needs_shared
+@pytest.mark.parametrize("version", ["v1", "v3", "v7"])
+def test_real_rows_have_the_ids_of_mistral_common(version):
+    """The original itself, on real conversations, with a system message and without one."""
+    from mistral_common.protocol.instruct import messages as theirs
+    from mistral_common.protocol.instruct.request import InstructRequest
+    from mistral_common.protocol.instruct.validator import ValidationMode
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+    mode = ValidationMode.finetuning
+    original = MistralTokenizer.from_file(str(mistral(version)), mode=mode).instruct_tokenizer
+    encoder = tp.Encoder(mistral(version), f"mistral-{version}")
+    kinds = {
+        "system": theirs.SystemMessage,
+        "user": theirs.UserMessage,
+        "assistant": theirs.AssistantMessage,
+    }
+    for file in ("messages_kdconv_zh.jsonl", "sharegpt_fastchat_dummy.json", "alpaca_zh.json"):
+        for row in rows_of(file)[:60]:
+            turns = [(q, e, a) for q, e, a in turns_of(row) if a]
+            messages = [m for q, e, a in turns for m in (user(q, input=e), assistant(a))]
+            for given in (messages, [system("Be kind.  "), *messages]):
+                made = [
+                    kinds[m["role"]](
+                        content="\n".join(filter(None, (m["content"], m.get("input"))))
+                    )
+                    for m in given
+                ]
+                request = InstructRequest(messages=made)
+                if version != "v7" and given is not messages:
+                    request = InstructRequest(messages=made[1:], system_prompt=given[0]["content"])
+                ids = original.encode_instruct(request).tokens
+                assert encoder([tp.Conversation(given)]).input_ids.tolist() == ids
 
 
 # -- what golden.json does not hold, or holds otherwise --------------------------------------------

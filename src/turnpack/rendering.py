@@ -62,17 +62,7 @@ class Rendering:
             loss = _loss_weight(message)
             weight = loss if self.everything else None
             if role == "user":
-                text: Value = message["content"]
-                extra = message.get("input") or ""
-                pattern = patterns["user"]
-                if extra:
-                    if "user_with_input" in patterns:
-                        pattern = patterns["user_with_input"]
-                    else:
-                        text = f"{text}\n{extra}"
-                if number == fold_at:
-                    text = [*folded, _ordinary(text, weight)]
-                writer.write(pattern, weight, {"user": text, "input": extra})
+                self._question(writer, message, weight, folded if number == fold_at else ())
             elif role == "assistant":
                 writer.write(patterns["cue"], weight)
                 learned = loss if number in trained else weight
@@ -90,9 +80,11 @@ class Rendering:
                 writer.write(later, weight, {"system": message["content"]})
         if self.for_inference:
             writer.write(patterns["cue"], own)
-        elif finish:
-            ends = not stops and last in trained
-            writer.write(finish, _loss_weight(messages[last]) if ends else own)
+        elif stops:
+            writer.write(finish, own)
+        else:  # what closes the conversation is the stop token of its last answer
+            learns = self.everything or last in trained
+            writer.write(finish, _loss_weight(messages[last]) if learns else None)
         if self._rewritten(fold_at):
             notes["prompt differs"] = None
         return Rendered(writer.close(), tuple(notes))
@@ -151,7 +143,26 @@ class Rendering:
             until = max(systems, default=-1)
         return bool(self.trained) and min(self.trained) < until
 
-    # -- answers, calls and results ------------------------------------------------------------
+    # -- questions, answers, calls and results -------------------------------------------------
+
+    def _question(
+        self,
+        writer: _Writer,
+        message: Message,
+        weight: float | None,
+        folded: Sequence[Segment],
+    ) -> None:
+        text: Value = message["content"]
+        extra = message.get("input") or ""
+        pattern = self.patterns["user"]
+        if extra:
+            if "user_with_input" in self.patterns:
+                pattern = self.patterns["user_with_input"]
+            else:
+                text = f"{text}\n{extra}"
+        if folded:
+            text = [*folded, _ordinary(text, weight)]
+        writer.write(pattern, weight, {"user": text, "input": extra})
 
     def _answer(
         self, writer: _Writer, number: int, weight: float | None, current: bool
@@ -253,7 +264,7 @@ class _Writer:
             if isinstance(part, str):
                 self.text(part, weight)
             elif isinstance(part, Segment):
-                self.control(part.text, weight)
+                self.control(part, weight)
             else:
                 value = values[part.name]
                 if part.method:
@@ -266,31 +277,36 @@ class _Writer:
     def text(self, text: str, weight: float | None) -> None:
         if text:
             if weight != self._weight:
-                self._end_run()
+                if self._run:
+                    self._end_run()
                 self._weight = weight
             self._run.append(text)
 
-    def control(self, text: str, weight: float | None) -> None:
-        self._end_run()
-        if text == self._bos:
-            weight = None  # the tokenizer or the template puts it there, never the model
-        self._segments.append(_segment(text, weight, control=True))
+    def control(self, segment: Segment, weight: float | None) -> None:
+        """Write a control token, given as no target."""
+        if self._run:
+            self._end_run()
+        # BOS is no target: the tokenizer or the template puts it there, never the model.
+        if weight is not None and segment.text != self._bos:
+            segment = _segment(segment.text, weight, control=True)
+        self._segments.append(segment)
 
     def append(self, segments: Sequence[Segment]) -> None:
         for segment in segments:
             weight = segment.weight if segment.target else None
             if segment.control:
-                self.control(segment.text, weight)
+                self.control(segment._replace(target=False, weight=1.0), weight)
             else:
                 self.text(segment.text, weight)
 
     def _end_run(self) -> None:
-        if self._run:
-            self._segments.append(_segment("".join(self._run), self._weight, control=False))
-            self._run = []
+        self._segments.append(_ordinary("".join(self._run), self._weight))
+        self._run = []
 
     def close(self) -> list[Segment]:
-        self._end_run()
+        """All that was written."""
+        if self._run:
+            self._end_run()
         return self._segments
 
 
