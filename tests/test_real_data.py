@@ -5,7 +5,6 @@ The expected targets and texts are restated here from the rows' own keys, withou
 
 from __future__ import annotations
 
-import json
 import unicodedata
 
 import numpy as np
@@ -13,42 +12,10 @@ import pytest
 import sentencepiece
 
 import turnpack as tp
-from at_hand import SHARED, mistral_v1, needs_shared, qwen, rows_of
+from at_hand import FILES, SHARED, mistral_v1, needs_shared, qwen, rows_of, turns_of
 from turnpack import records, tokenizers
 
 pytestmark = needs_shared
-
-FILES = {
-    "alpaca_en.json": 999,
-    "alpaca_zh.json": 1000,
-    "alpaca_gpteacher_toolformer.json": 7673,
-    "firefly_dummy.jsonl": 33,
-    "messages_gsm8k.jsonl": 7473,
-    "messages_kdconv_zh.jsonl": 900,
-    "sharegpt_fastchat_dummy.json": 500,
-    "sharegpt_tools_en.json": 300,
-    "sharegpt_tools_zh.json": 300,
-}
-
-
-def turns_of(row):
-    """(user text, input, answer or None) of each exchange; None where tools are involved."""
-    if "instruction" in row:
-        return [(row["instruction"], row["input"], row.get("output", row.get("response")))]
-    if "conversation" in row:
-        return [(turn["human"], "", turn["assistant"]) for turn in row["conversation"]]
-    if "messages" in row:
-        texts = [message["content"] for message in row["messages"]]
-    else:
-        if json.loads(row.get("tools") or "[]"):
-            return None
-        if {turn["from"] for turn in row["conversations"]} != {"human", "gpt"}:
-            return None
-        texts = [turn["value"] for turn in row["conversations"]]
-    return [
-        (texts[i], "", texts[i + 1] if i + 1 < len(texts) else None)
-        for i in range(0, len(texts), 2)
-    ]
 
 
 def expected_prompt_and_targets(template, turns):

@@ -1,14 +1,12 @@
-"""Templates: byte-exact text, targets, control tokens, and what they refuse."""
+"""Templates: text, targets, control tokens, and what they refuse. The bytes: test_golden.py."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from at_hand import SHARED, needs_shared
+from chats import assistant, call, system, tool, user
 from turnpack import get_template, templates
 from turnpack.nouns import RowError
 from turnpack.templates import Template
@@ -19,18 +17,6 @@ ALPACA = (
 )
 
 
-def user(text, **more):
-    return {"role": "user", "content": text, **more}
-
-
-def assistant(text, **more):
-    return {"role": "assistant", "content": text, **more}
-
-
-def system(text):
-    return {"role": "system", "content": text}
-
-
 def targets(rendered):
     """The text of each run of targets."""
     runs, inside = [], False
@@ -39,34 +25,6 @@ def targets(rendered):
             runs = [*runs[:-1], runs[-1] + segment.text] if inside else [*runs, segment.text]
         inside = segment.target
     return runs
-
-
-def _golden():
-    if not SHARED.is_dir():
-        return []
-    entries = json.loads((SHARED / "golden.json").read_text(encoding="utf-8"))
-    return [entry for entry in entries if entry["name"] in templates()]
-
-
-@needs_shared
-def test_golden_knows_every_template():
-    assert {entry["name"] for entry in _golden()} == set(templates())
-
-
-@needs_shared
-@pytest.mark.parametrize("entry", [pytest.param(e, id=e["id"]) for e in _golden()])
-def test_golden(entry):
-    messages = entry["conversation"]
-    if "row" in entry:  # the original's own input, which `conversation` only restates
-        row = entry["row"]
-        messages = [user(row["instruction"], input=row.get("input", ""))]
-        if not entry["add_generation_prompt"]:
-            messages.append(assistant(row["output"]))
-    template = get_template(entry["name"])
-    rendered = template.render(messages, for_inference=entry["add_generation_prompt"])
-    assert rendered.text == entry["text"]
-    if "segments" in entry:
-        assert targets(rendered) == [text for text, trained in entry["segments"] if trained]
 
 
 def test_alpaca_repeats_the_turn_without_the_preamble():
@@ -172,6 +130,157 @@ def test_who_writes_bos():
     }
 
 
+# -- where the system text goes --------------------------------------------------------------------
+
+
+def test_a_default_system_message():
+    messages = [user("Hi"), assistant("Yo")]
+    default = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+    qwen = get_template("qwen2.5")
+    assert qwen.default_system == default
+    assert qwen.render(messages).text == qwen.render([system(default), *messages]).text
+    assert get_template("chatml").default_system is None
+    linksoul = get_template("linksoul")
+    with_default = [system(linksoul.default_system), *messages]
+    assert linksoul.render(messages).text == linksoul.render(with_default).text
+
+
+def test_the_system_text_in_the_last_user_turn():
+    messages = [system("S"), user("1"), assistant("A"), user("2"), assistant("B")]
+    template = get_template("mistral-v3")
+    rendered = template.render(messages)
+    assert rendered.text == "<s>[INST] 1[/INST] A</s>[INST] S\n\n2[/INST] B</s>"
+    # The first answer is trained on behind another prompt than it has at inference.
+    assert rendered.warnings == ("prompt differs",)
+    assert template.render(messages, train_on="last").warnings == ()
+    assert template.render(messages[:3]).warnings == ()
+    assert template.render(messages, for_inference=False, train_on="all").warnings == (
+        "prompt differs",
+    )
+
+
+def test_system_messages_that_gather_at_the_start():
+    messages = [system("S"), user("1"), assistant("A"), system("T"), user("2"), assistant("B")]
+    template = get_template("deepseek-v3")
+    rendered = template.render(messages)
+    assert rendered.text == (
+        "<｜begin▁of▁sentence｜>S\n\nT<｜User｜>1<｜Assistant｜>A<｜end▁of▁sentence｜>"
+        "<｜User｜>2<｜Assistant｜>B<｜end▁of▁sentence｜>"
+    )
+    assert rendered.warnings == ("prompt differs",)
+    assert template.render(messages, train_on="last").warnings == ()
+
+
+def test_a_later_system_message():
+    messages = [system("S"), user("1"), system("T"), assistant("A")]
+    assert get_template("llama3.1").render(messages).text == (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+        "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\nS<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n1<|eot_id|>"
+        "<|start_header_id|>system<|end_header_id|>\n\nT<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|>"
+    )
+
+
+def test_what_closes_a_conversation_is_no_target():
+    messages = [user("1"), assistant("A")]
+    rendered = get_template("phi3").render(messages)
+    assert rendered.text == "<|user|>\n1<|end|>\n<|assistant|>\nA<|end|>\n<|endoftext|>"
+    assert targets(rendered) == ["A<|end|>"]
+    prompt = get_template("phi3").render(messages[:1], for_inference=True)
+    assert prompt.text == "<|user|>\n1<|end|>\n<|assistant|>\n"
+
+
+# -- reasoning, calls and results ------------------------------------------------------------------
+
+TURN = "<|im_start|>assistant\n"
+
+
+def test_qwen3_writes_the_reasoning_of_the_last_answer_only():
+    messages = [
+        user("1"),
+        assistant("A", reasoning_content="a"),
+        user("2"),
+        assistant("<think>\nb\n</think>\n\nB"),
+    ]
+    rendered = get_template("qwen3").render(messages)
+    assert targets(rendered) == ["A<|im_end|>", "<think>\nb\n</think>\n\nB<|im_end|>"]
+    assert rendered.warnings == ("template qwen3 drops the reasoning of earlier answers",)
+    assert get_template("qwen3").render(messages[2:]).warnings == ()
+    empty = get_template("qwen3").render([user("1"), assistant("A")])
+    assert targets(empty) == ["<think>\n\n</think>\n\nA<|im_end|>"]
+
+
+def test_qwen3_keeps_reasoning_between_a_question_and_its_last_answer():
+    messages = [
+        user("1"),
+        assistant("", reasoning_content="a", tool_calls=[call("f", x=1)]),
+        user("<tool_response>\n2\n</tool_response>"),
+        assistant("B", reasoning_content="b"),
+    ]
+    assert targets(get_template("qwen3").render(messages)) == [
+        '<think>\na\n</think>\n\n<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n'
+        "</tool_call><|im_end|>",
+        "<think>\nb\n</think>\n\nB<|im_end|>",
+    ]
+
+
+def test_calls_are_targets_and_results_are_not():
+    messages = [
+        user("1"),
+        assistant("Look:", tool_calls=[call("f", x="你"), call("g")]),
+        tool("r1"),
+        tool("r2"),
+        assistant("A"),
+    ]
+    calls = (
+        'Look:\n<tool_call>\n{"name": "f", "arguments": {"x": "你"}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call><|im_end|>'
+    )
+    results = (
+        "<|im_start|>user\n<tool_response>\nr1\n</tool_response>\n"
+        "<tool_response>\nr2\n</tool_response><|im_end|>\n"
+    )
+    rendered = get_template("qwen2.5").render(messages)
+    assert targets(rendered) == [calls, "A<|im_end|>"]
+    assert rendered.text.endswith(f"{TURN}{calls}\n{results}{TURN}A<|im_end|>\n")
+    everything = get_template("qwen2.5").render(messages, train_on="all")
+    assert targets(everything) == [everything.text]
+
+
+def test_tools_stand_behind_the_system_text():
+    tools = [{"name": "f"}, {"name": "g"}]
+    listed = '<tools>\n{"name": "f"}\n{"name": "g"}\n</tools>'
+    template = get_template("qwen3")
+    alone = template.render([user("1")], tools).text
+    assert alone.startswith("<|im_start|>system\n# Tools\n\n")
+    assert listed in alone
+    below = template.render([system("S"), user("1")], tools).text
+    assert below == alone.replace("# Tools", "S\n\n# Tools", 1)
+    assert template.has_tools
+    assert not get_template("chatml").has_tools
+
+
+@pytest.mark.parametrize(
+    ("message", "detail"),
+    [
+        (assistant("", tool_calls=[{"function": {"name": "f"}}]), "lacks its name or arguments"),
+        (assistant("", tool_calls=[{"name": 3, "arguments": {}}]), "lacks its name or arguments"),
+        (assistant("", tool_calls=[call("f", x={1})]), "arguments: Object of type set is not"),
+        (assistant("", tool_calls=[call("f", x="\ud800")]), "arguments: a lone surrogate"),
+    ],
+)
+def test_calls_that_are_none(message, detail):
+    with pytest.raises(RowError, match=f"message 1: .*{detail}"):
+        get_template("qwen3").render([user("1"), message])
+
+
+def test_arguments_that_are_text_already():
+    flat = {"name": "f", "arguments": '{"x":1}'}
+    rendered = get_template("qwen2.5").render([user("1"), assistant("", tool_calls=[flat])])
+    assert '{"name": "f", "arguments": {"x":1}}' in rendered.text
+
+
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 CALL = {"type": "function", "function": {"name": "f", "arguments": {}}}
 
@@ -241,6 +350,13 @@ def test_reasoning_that_is_not_written_is_warned_of():
     )
 
 
+def test_the_date_of_llama31():
+    template = get_template("llama3.1", date_string="01 Jan 2025")
+    assert "Today Date: 01 Jan 2025\n\n<|eot_id|>" in template.render([user("1")]).text
+    with pytest.raises(TypeError, match="template llama3 has no variable 'date_string'"):
+        get_template("llama3", date_string="01 Jan 2025")
+
+
 def test_unknown_name_lists_the_names():
     with pytest.raises(ValueError) as caught:
         get_template("chatlm")
@@ -268,7 +384,32 @@ def test_a_template_of_ones_own():
     assert targets(rendered) == [" y<END>"]
 
 
-ROLES = {"system": system, "user": user, "assistant": assistant}
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"user": "{usr}"},
+            r"no field \{usr\} in '\{usr\}'; there are: \{user\}, \{bos\}, \{eos\}",
+        ),
+        ({"cue": "{user}"}, r"no field \{user\}"),
+        ({"runs": "alone"}, "runs must be one of joined, restarted, apart, spelled, not 'alone'"),
+        ({"system_in_user": "{system}"}, "system_in_user is for templates that alternate"),
+    ],
+)
+def test_a_declaration_that_makes_no_sense(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Template(**{"name": "n", "source": "s", "summary": "", "user": "{user}", **wrong})
+
+
+def test_every_template_says_what_it_is():
+    for name in templates():
+        template = get_template(name)
+        assert template.name == name
+        assert template.source
+        assert template.summary[0].isupper()
+        assert not template.summary.endswith(".")
+
+
 texts = st.text(st.sampled_from("a \n<|im_end|>[/INST]</s>{answer}你🙂"), max_size=8)
 
 

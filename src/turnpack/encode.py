@@ -88,7 +88,7 @@ class Encoder:
         self.system = system
         self.warnings: collections.Counter[str] = collections.Counter()
         self._prefix = () if self.template.writes_bos else getattr(self.backend, "prefix_ids", ())
-        self._fresh_after = getattr(self.backend, "fresh_after", "bos")
+        self._fresh_after = _fresh_after(self.template.runs, self.backend)
 
     def __call__(
         self,
@@ -203,14 +203,14 @@ class Encoder:
         parts += (_Part("", False, token_id, [(0, False, 1.0)]) for token_id in self._prefix)
         segments = rendered.segments
         swallows = getattr(self.backend, "strips", None)
-        opens = True
+        opens = self._fresh_after != "never"
         for index, segment in enumerate(segments):
             if segment.control:
                 token_id = self.backend.control_id(segment.text)
                 if token_id is None:
                     raise ValueError(f"{segment.text!r} is no added token of the tokenizer")
                 parts.append(_Part("", False, token_id, [(0, segment.target, segment.weight)]))
-                opens = self._fresh_after == "control" or (
+                opens = self._fresh_after in ("control", "always") or (
                     self._fresh_after == "bos" and segment.text == self.backend.bos
                 )
                 continue
@@ -224,7 +224,7 @@ class Encoder:
                     parts[-1] = last._replace(text=last.text + text, pieces=[*last.pieces, piece])
                 else:
                     parts.append(_Part(text, not opens, None, [piece]))
-                opens = False
+                opens = self._fresh_after == "always"
 
     def _encode_runs(
         self, parts: Sequence[_Part], texts: Sequence[str], continues: Sequence[bool]
@@ -347,6 +347,18 @@ class Encoder:
                 f"no target in the last exchanges, which fit into {limit} tokens",
             )
         return best
+
+
+def _fresh_after(runs: str, backend: tokenizers.Backend) -> str:
+    """Where a run of text is encoded as the start of a text: as in Backend, "always" or "never".
+
+    "restarted" and "spelled" are about the blank that a SentencePiece model puts in front of a
+    text. A tokenizer.json says itself where it puts one, at inference too, so that is kept.
+    """
+    own = str(getattr(backend, "fresh_after", "bos"))
+    if runs == "apart":
+        return "always"
+    return {"restarted": "control", "spelled": "never"}.get(runs, own) if own == "bos" else own
 
 
 class _Part(NamedTuple):
