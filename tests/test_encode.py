@@ -172,6 +172,33 @@ def test_whole_encodes_at_once_what_cut_encodes_apart(qwen_backend):
     assert target_runs(cut, qwen_backend) == ["The end<|im_end|>"]
 
 
+@pytest.mark.parametrize("boundary", ["cut", "whole"])
+def test_white_space_that_a_control_token_takes_takes_no_target_with_it(boundary):
+    own = tokenizers.load(tiny("none", strip=True), bos="<s>", eos="</s>")
+    tokens = tp.Encoder(own, "chatml", boundary=boundary)([chat(" Hi ", "\n yes "), chat("a", "")])
+    assert target_runs(tokens, own) == ["\n yes <|im_end|>"]
+    assert target_runs(tokens, own, row=1) == ["<|im_end|>"]
+
+
+def test_a_message_of_a_list_keeps_its_input():
+    messages = [user("Add", input="1 2"), assistant("3")]
+    encoder = tp.Encoder(TINY, "alpaca")
+    assert encoder([messages]) == encoder([Conversation(messages)])
+    assert "### Input:\n1 2" in TINY.decode(encoder([messages]).input_ids)
+
+
+def test_whole_has_no_holes_where_a_character_becomes_several_tokens():
+    tokens = tp.Encoder(MISTRAL, "llama2", boundary="whole")([chat("Hi", "a𒀀…½b")])
+    runs = target_runs(tokens, MISTRAL)
+    assert [run.strip() for run in runs] == ["a𒀀…½b </s>"]
+
+
+def test_bos_that_is_a_header_too_is_a_header():
+    own = tokenizers.load(tiny("none"), bos="<|im_start|>", eos="</s>")
+    tokens = tp.Encoder(own, "chatml", train_on="all")([chat("a", "b")])
+    assert tokens.loss_mask[1:].all()
+
+
 def test_weights_follow_their_tokens():
     rows = [chat("a", "b"), [user("1"), assistant("2", weight=0.5), user("3"), assistant("4")]]
     for boundary in ("cut", "whole"):
@@ -370,6 +397,36 @@ def test_arguments_that_make_no_sense(options, message):
     with pytest.raises(ValueError) as caught:
         tp.Encoder(TINY, "chatml", **options)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("length", ["9", 2.5, True])
+def test_a_length_that_is_no_int(length):
+    with pytest.raises(TypeError, match="max_length must be an int, not "):
+        tp.Encoder(TINY, "chatml", max_length=length)
+
+
+def test_what_the_tokenizer_reads_in_a_template_is_control():
+    """At inference it will, whether the template declares it or not."""
+    mine = tp.Template(
+        name="mine",
+        source="here",
+        summary="",
+        user="<|im_start|>{user}",
+        cue="=",
+        stop="<|im_end|>",
+    )
+    tokens = tp.Encoder(TINY, mine)([chat("Hi", "a<|im_end|>b")])
+    start, end = TINY.control_id("<|im_start|>"), TINY.control_id("<|im_end|>")
+    assert [i for i in tokens.input_ids.tolist() if i in (start, end)] == [start, end]
+    assert tokens.input_ids[-1] == end
+    assert tokens.loss_mask[-1] == 1
+
+
+def test_a_turn_without_a_stop_token_is_warned_of():
+    mine = tp.Template(name="mine", source="", summary="", user="{user}", stop="")
+    encoder = tp.Encoder(TINY, mine)
+    assert target_runs(encoder([chat("Hi", "Yo")]), TINY) == ["Yo"]
+    assert encoder.warnings == {"no stop token": 1}
 
 
 def test_a_stop_token_that_the_tokenizer_lacks():

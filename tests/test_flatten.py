@@ -108,3 +108,14 @@ def test_70_000_rows():
     rows = [[i] * (i % 4) for i in range(70_000)]
     values, offsets = agree.agreed("flatten", rows)[1]
     assert kernels.unflatten(values, offsets) == rows
+
+
+def test_a_row_that_changes_while_it_is_read():
+    class Evil(int):
+        def __int__(self):
+            row.clear()
+            return 1
+
+    row = [Evil(1 << 40), *range(100)]
+    with pytest.raises((RuntimeError, ValueError)):
+        kernels.flatten([row])

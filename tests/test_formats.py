@@ -158,8 +158,12 @@ CONVERSIONS = {
         [system("s"), user("q"), assistant("a")],
     ),
     "sharegpt, system of the row beside its own": (
-        {"conversations": [{"from": "system", "value": "own"}, *pair("q", "a")], "system": "s"},
-        [system("own"), user("q"), assistant("a")],
+        {"conversations": [{"from": "system", "value": "s"}, *pair("q", "a")], "system": "s"},
+        [system("s"), user("q"), assistant("a")],
+    ),
+    "messages, input": (
+        messages(user("q", input="i"), assistant("a")),
+        [user("q", input="i"), assistant("a")],
     ),
     "sharegpt, loss": (
         {
@@ -439,7 +443,22 @@ REJECTS = {
     "weight, negative": (
         messages(assistant("a", weight=-1)),
         "wrong type",
-        "message 0: weight is -1",
+        "message 0: weight is -1, not in float32's range",
+    ),
+    "weight, infinite as float32": (
+        messages(assistant("a", weight=1e300)),
+        "wrong type",
+        "message 0: weight is 1e+300, not in float32's range",
+    ),
+    "weight, 0 as float32": (
+        messages(assistant("a", weight=1e-50)),
+        "wrong type",
+        "message 0: weight is 1e-50, not in float32's range",
+    ),
+    "two system messages that differ": (
+        {"conversations": [{"from": "system", "value": "t"}, *pair("q", "a")], "system": "s"},
+        "ambiguous fields",
+        "the row's system and its first message differ",
     ),
     "reasoning, list": (
         messages(assistant("a", reasoning_content=["x"])),

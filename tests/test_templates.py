@@ -436,3 +436,17 @@ def test_every_prompt_is_the_text_before_its_answer(name, exchanges, opening):
         before += segment.text
     assert found == prompts
     assert rendered.text == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": "text"}, "answer has no {answer}: 'text'"),
+        ({"user": "U:"}, "user has no {user}: 'U:'"),
+        ({"system": "S"}, "system has no {system}: 'S'"),
+    ],
+)
+def test_a_pattern_that_would_drop_a_text_is_refused(change, message):
+    with pytest.raises(ValueError) as caught:
+        Template(**{"name": "mine", "source": "", "summary": "", "user": "{user}", **change})
+    assert str(caught.value) == message

@@ -11,6 +11,8 @@ import pytest
 import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, normalizers
+from tokenizers.models import BPE
 
 from at_hand import deepseek, folder_of, mistral_v1, qwen, tiny, unigram
 from turnpack import tokenizers
@@ -121,6 +123,40 @@ def test_blank_added_tokens_are_ordinary_text():
     assert backend.control_id("\n\n\n") is None
 
 
+def test_blank_added_tokens_of_a_metaspace_vocabulary_are_ordinary_text():
+    """Gemma's way: runs of blanks are entries of the vocabulary, merges lead to them."""
+    own = Tokenizer(BPE({"<unk>": 0, "▁": 1, "▁▁": 2, "▁▁▁": 3, "x": 4}, [("▁", "▁"), ("▁▁", "▁")]))
+    own.normalizer = normalizers.Replace(" ", "▁")
+    own.add_tokens([AddedToken(text, normalized=False) for text in ("▁▁", "▁▁▁")])
+    backend = tokenizers.load(own)
+    for text in ("x   x", "  x", "x x    x"):
+        assert ids_of(backend, text) == own.encode(text).ids
+
+
+def test_no_spelling_of_a_hidden_name_yields_an_added_token():
+    own = unigram()
+    own = type(own).from_str(own.to_str())
+    own.pre_tokenizer = None
+    backend = tokenizers.load(own)
+    for text in ("a\0 </s>b", "\0</s>", "\0 \0 </s>"):
+        assert not {1, 2} & set(ids_of(backend, text))
+
+
+def test_an_added_token_of_one_character_is_warned_of():
+    own = type(tiny("none")).from_str(tiny("none").to_str())
+    own.add_special_tokens(["|"])
+    with pytest.warns(UserWarning, match="text that holds '|' yields the added token"):
+        tokenizers.load(own)
+
+
+def test_a_stripping_normalizer_does_not_strip_at_a_cut():
+    own = type(tiny("none")).from_str(tiny("none").to_str())
+    own.normalizer = normalizers.Strip()
+    backend = tokenizers.load(own)
+    assert backend.decode(ids_of(backend, " a ")) == "a"
+    assert backend.decode(ids_of(backend, " a ", continues=True)) == " a "
+
+
 def test_truncation_and_padding_of_the_file_are_not_ours():
     own = tiny("none")
     own = type(own).from_str(own.to_str())
@@ -161,6 +197,30 @@ def test_bos_and_eos_come_from_the_config_beside_or_from_the_caller():
     assert (bare.bos, bare.eos) == (None, None)
     mistral = tokenizers.load(mistral_v1())
     assert (mistral.bos, mistral.eos) == ("<s>", "</s>")
+
+
+def test_bos_that_is_to_be_added_and_is_no_token(tmp_path):
+    folder = folder_of(tiny("none"), bos_token="<zz>", add_bos_token=True)
+    with pytest.raises(ValueError, match="BOS '<zz>' is no added token of "):
+        tokenizers.load(folder)
+    with pytest.raises(ValueError, match="BOS '<zz>' is no added token of "):
+        tokenizers.load(mistral_v1(), bos="<zz>")
+    with pytest.raises(ValueError, match="says add_bos_token, but names no bos_token"):
+        tokenizers.load(folder_of(tiny("none"), add_bos_token=True))
+
+
+def test_tokens_added_beside_a_sentencepiece_model(tmp_path):
+    shutil.copy(mistral_v1(), tmp_path / "tokenizer.model")
+    (tmp_path / "added_tokens.json").write_text('{"<|im_start|>": 32000, "<|im_end|>": 32001}')
+    config = {"added_tokens_decoder": {"32002": {"content": "<think>", "special": False}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    backend = tokenizers.load(tmp_path)
+    assert backend.control_id("<|im_end|>") == 32001
+    assert backend.recognised == ("<think>",)
+    ids = [32000, *ids_of(backend, "user\n", True), 32002]
+    assert backend.decode(ids) == "<|im_start|>user\n<think>"
+    backend.save(tmp_path / "again")
+    assert tokenizers.load(tmp_path / "again").fingerprint() == backend.fingerprint()
 
 
 def test_a_transformers_tokenizer():
@@ -240,7 +300,7 @@ def test_what_is_no_tokenizer(tmp_path):
         ("tokenizer.model", b""),
     ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match="is not a"):
+        with pytest.raises(ValueError, match=r"is not a|is neither a"):
             tokenizers.load(tmp_path / name)
     shutil.copy(mistral_v1(), tmp_path / "tokenizer.model")
     (tmp_path / "tokenizer_config.json").write_text("{")

@@ -78,12 +78,12 @@ cdef int _extend(_Ids ids, object row, Py_ssize_t number) except -1:
             raise TypeError(
                 f"row {number} is {type(row).__name__}, not a sequence of int"
             ) from None
-    # Converting an item may run no code but that of exact ints and NumPy scalars, so neither list
-    # nor tuple changes while it is read.
     if type(row) is list:
         size = PyList_GET_SIZE(row)
         to = ids.more(size)
         for i in range(size):
+            if i >= PyList_GET_SIZE(row):  # an item that is not quite an int may run any code
+                raise RuntimeError(f"row {number} changed while it was read")
             to[i] = _id(<object>PyList_GET_ITEM(row, i), number, i)
     else:
         size = PyTuple_GET_SIZE(row)

@@ -7,6 +7,7 @@ is imported by the command that needs it.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -40,8 +41,9 @@ class Failure(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character is no reason to stop.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        # A terminal that cannot show a character is no reason to stop; a closed stream is None.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
@@ -61,7 +63,8 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             status = super().invoke(ctx)
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
             return status
         except KeyboardInterrupt:
             raise Failure("interrupted", 130) from None
@@ -74,7 +77,8 @@ class _Group(click.Group):
 def _say(kind: str, message: str) -> None:
     from .preview import one_line
 
-    print(f"turnpack: {kind}: {one_line(message)}", file=sys.stderr)
+    if sys.stderr is not None:
+        print(f"turnpack: {kind}: {one_line(message)}", file=sys.stderr)
 
 
 def _warn(message: Warning | str, *args: Any, **kwargs: Any) -> None:
@@ -218,7 +222,7 @@ def prepare(files: tuple[str, ...], output: str, **options: Any) -> int:
         if read == 0:
             raise Failure("nothing to pack: the input has no rows", 1)
         raise Failure(
-            f"nothing to pack: all {read:,} rows were rejected, see {folder / 'rejects.jsonl'}", 1
+            f"nothing to pack: {read:,} read, {read:,} rejected, see {folder / 'rejects.jsonl'}", 1
         )
     click.echo(f"bins in {folder / 'data'}, report in {folder / 'report.html'}")
     return 0
@@ -247,7 +251,7 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
         rich.TextColumn("{task.fields[rates]}"),
         rich.TimeElapsedColumn(),
     )
-    quiet = not sys.stderr.isatty()
+    quiet = sys.stderr is None or not sys.stderr.isatty()
     bar = rich.Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True)
     tasks: dict[str, rich.TaskID] = {}
 
@@ -300,7 +304,10 @@ def preview(
         with _asked():
             backend = tokenizers.load(tokenizer or beside, bos=bos, eos=eos)
         show.show_legend(console)
-        show.show_bins(console, files, backend, bins)
+        try:
+            show.show_bins(console, files, backend, bins)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise Failure(f"{path} holds no bins of this tokenizer: {error}") from None
         return
 
     from . import records
@@ -334,11 +341,14 @@ def templates(name: str | None) -> None:
         return
     with _asked():
         template = get_template(name)
-    rendered = template.render(show.SAMPLE)
+    rendered = template.render(show.SAMPLE if template.has_system else show.SAMPLE[1:])
     click.echo(f"{name}: {template.summary}\nsource: {template.source}")
     click.echo(
         f"BOS: {'written by the template' if template.writes_bos else 'left to the tokenizer'}"
     )
+    system = "no default" if template.default_system is None else repr(template.default_system)
+    click.echo(f"system message: {system if template.has_system else 'refused'}")
+    click.echo(f"tools: {'written' if template.has_tools else 'refused'}")
     stop = [part.text for part in rendered.segments if part.target][-1]
     click.echo(f"an answer ends with: {stop}")
     show.show_legend(console)

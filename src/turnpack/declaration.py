@@ -40,11 +40,24 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "tail": (),
     "finish": (),
 }
+# What stands around an answer: its control tokens are never the assistant's own text.
+_TURN = set(FIELDS) - {"answer", "answer_with_reasoning"}
 TOOL_FIELDS: dict[str, tuple[str, ...]] = {
     "block": ("tools",),
     "call": ("name", "arguments"),
     "results": ("results",),
     "result": ("result",),
+}
+
+
+# A pattern without this field would drop a message's text.
+_NEEDED = {
+    "system": "system",
+    "system_in_user": "system",
+    "user": "user",
+    "user_with_input": "user",
+    "answer": "answer",
+    "answer_with_reasoning": "answer",
 }
 
 
@@ -145,7 +158,12 @@ class Template:
             raise ValueError(f"runs must be one of {', '.join(RUNS)}, not {self.runs!r}")
         if self.system_in_user is not None and not self.alternates:
             raise ValueError("system_in_user is for templates that alternate user and assistant")
-        _ = self.patterns  # a field that is none is found now
+        for key, field in _NEEDED.items():
+            pattern = getattr(self, key)
+            if pattern is not None and not any(
+                isinstance(part, Field) and part.name == field for part in self.patterns[key]
+            ):
+                raise ValueError(f"{key} has no {{{field}}}: {pattern!r}")
 
     @functools.cached_property
     def patterns(self) -> dict[str, Pattern]:
@@ -180,10 +198,18 @@ class Template:
             for part in parts
         )
 
+    def _spells(self, key: str, token: str) -> bool:
+        return any(isinstance(part, str) and token in part for part in self.patterns[key])
+
     @property
     def writes_bos(self) -> bool:
         """Whether the template writes BOS itself; otherwise it leaves that to the tokenizer."""
         return self._uses("bos")
+
+    @functools.cached_property
+    def written_bos(self) -> str:
+        """BOS as the template writes it; empty where it leaves that to the tokenizer."""
+        return self.bos if self.writes_bos else ""
 
     @property
     def has_tools(self) -> bool:
@@ -215,8 +241,9 @@ class Template:
         """The template with the tokenizer's BOS and EOS, and with the markers it really has.
 
         A marker that the tokenizer lacks becomes ordinary text, with one UserWarning; markup that
-        it lacks does so silently. Raises ValueError where the tokenizer lacks the stop token, or
-        BOS and EOS have no name.
+        it lacks does so silently. What the tokenizer reads as an added token in the template's own
+        text is control, declared or not. Raises ValueError where the tokenizer lacks the stop
+        token, or BOS and EOS have no name.
         """
         names = {
             key: getattr(self, key) if key in self.spelled else getattr(backend, key)
@@ -244,17 +271,22 @@ class Template:
                     "tokenizer"
                 )
         notes = [f"the tokenizer has no token {marker}: written as text" for marker in lacking]
-        if not stops and not names["eos"]:
-            notes.append("no stop token")
         for note in notes:
             warnings.warn(f"template {self.name}: {note}", stacklevel=3)
-        turn = {*self.markers, *names.values()}
+        markers = [marker for marker in self.markers if marker not in lacking]
+        markup = [tag for tag in self.markup if backend.control_id(tag) is not None]
+        # At inference the tokenizer reads these in the template's text, declared or not.
+        for token in getattr(backend, "reads_in_text", ()):
+            if token not in markers and token not in markup:
+                keys = {key for key in self.patterns if self._spells(key, token)}
+                (markers if keys & _TURN else markup).extend([token] * bool(keys))
+        turn = {*markers, *names.values()}
         return dataclasses.replace(
             self,
             bos=names["bos"] or "",
             eos=names["eos"] or "",
-            markers=tuple(marker for marker in self.markers if marker not in lacking),
-            markup=tuple(tag for tag in self.markup if backend.control_id(tag) is not None),
+            markers=tuple(markers),
+            markup=tuple(markup),
             recognised=tuple(
                 token for token in getattr(backend, "recognised", ()) if token not in turn
             ),

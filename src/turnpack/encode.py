@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import kernels, tokenizers
+from ._checks import is_int
 from .formats import conversation as read_row
-from .nouns import Conversation, Message, Reject, Rendered, RowError, Segment, Tokens
+from .nouns import Conversation, Message, Reject, Rendered, Role, RowError, Segment, Tokens
 from .templates import TRAIN_ON, TemplateProtocol, get_template
 
 TRUNCATE = ("right", "turns", "split", "reject")
@@ -67,6 +68,8 @@ class Encoder:
         boundary: str = "cut",
         system: str | None = None,
     ) -> None:
+        if max_length is not None and not is_int(max_length):
+            raise TypeError(f"max_length must be an int, not {type(max_length).__name__}")
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length must be at least 1, not {max_length}")
         for key, value, known in (
@@ -165,41 +168,51 @@ class Encoder:
             before = len(parts)
             self._cut(row, parts)
             parts_of_row.append(len(parts) - before)
-        texts = [part.text for part in parts if part.control_id is None]
-        continues = [part.continues for part in parts if part.control_id is None]
-        runs, run_offsets, run_masks, run_weights = self._encode_runs(parts, texts, continues)
+        runs = [part for part in parts if part.control_id is None]
+        ids, run_offsets, run_masks = self._encode_runs(runs)
 
+        # Every part is a turn: a run of text has ids, a control token is the suffix of its role.
         is_run = np.array([part.control_id is None for part in parts], bool)
-        lengths = np.ones(len(parts), np.int64)
-        lengths[is_run] = np.diff(run_offsets)
+        turns = np.zeros(len(parts), np.int64)
+        turns[is_run] = np.diff(run_offsets)
+        roles: dict[Role, int] = {}
+        role_of = [roles.setdefault(part.role, len(roles)) for part in parts]
+        made = kernels.concat(
+            ids,
+            _offsets(turns),
+            np.array(role_of, np.int64),
+            _offsets(parts_of_row),
+            list(roles),
+        )
+        loss_mask = made.loss_mask
+        lengths = np.where(is_run, turns, 1)
         from_run = np.repeat(is_run, lengths)
-        input_ids = np.empty(len(from_run), np.int32)
-        input_ids[from_run] = runs
-        input_ids[~from_run] = [part.control_id for part in parts if part.control_id is not None]
-        controls = [part.pieces[0] for part in parts if part.control_id is not None]
-        loss_mask = np.empty(len(from_run), np.uint8)
-        loss_mask[from_run] = run_masks
-        loss_mask[~from_run] = [target for _, target, _ in controls]
-        weights = np.empty(len(from_run), np.float32)
-        weights[from_run] = run_weights
-        weights[~from_run] = [weight if target else 0 for _, target, weight in controls]
-
-        part_ends = np.concatenate([[0], np.cumsum(lengths)])
-        offsets = part_ends[np.concatenate([[0], np.cumsum(parts_of_row, dtype=np.int64)])]
+        if run_masks is not None:
+            loss_mask[from_run] = run_masks > 0
+        weights = None
+        if any(weight != 1 for part in parts for _, target, weight in part.pieces if target):
+            own = np.array([part.pieces[0][2] for part in parts], np.float32)
+            weights = np.repeat(own, lengths) * loss_mask
+            if run_masks is not None:
+                weights[from_run] = run_masks
         # Nothing precedes a row's first token, so no model is ever asked for it.
-        filled = offsets[:-1][np.diff(offsets) > 0]
+        filled = made.offsets[:-1][made.lengths > 0]
         loss_mask[filled] = 0
-        weights[filled] = 0
+        if weights is not None:
+            weights[filled] = 0
+            if np.all(weights[loss_mask == 1] == 1):
+                weights = None
         return Tokens(
-            input_ids=input_ids,
+            input_ids=made.input_ids,
             loss_mask=loss_mask,
-            offsets=offsets.astype(np.int64),
+            offsets=made.offsets,
             source=np.array(numbers, np.int64),
-            loss_weights=weights if np.any(weights[loss_mask == 1] != 1) else None,
+            loss_weights=weights,
         )
 
     def _cut(self, rendered: Rendered, parts: list[_Part]) -> None:
         """Append the parts of one row: control ids, and runs of ordinary text between them."""
+        first = len(parts)
         parts += (_Part("", False, token_id, [(0, False, 1.0)]) for token_id in self._prefix)
         segments = rendered.segments
         swallows = getattr(self.backend, "strips", None)
@@ -211,7 +224,7 @@ class Encoder:
                     raise ValueError(f"{segment.text!r} is no added token of the tokenizer")
                 parts.append(_Part("", False, token_id, [(0, segment.target, segment.weight)]))
                 opens = self._fresh_after in ("control", "always") or (
-                    self._fresh_after == "bos" and segment.text == self.backend.bos
+                    self._fresh_after == "bos" and segment.text == self.template.bos
                 )
                 continue
             text = segment.text
@@ -219,43 +232,32 @@ class Encoder:
                 text = _swallowed(text, segments, index, swallows)
             if text:
                 piece = (len(text), segment.target, segment.weight)
-                if self.boundary == "whole" and parts and index and not segments[index - 1].control:
-                    last = parts[-1]
+                last = parts[-1] if len(parts) > first else None
+                if self.boundary == "whole" and last is not None and last.control_id is None:
                     parts[-1] = last._replace(text=last.text + text, pieces=[*last.pieces, piece])
                 else:
                     parts.append(_Part(text, not opens, None, [piece]))
                 opens = self._fresh_after == "always"
 
     def _encode_runs(
-        self, parts: Sequence[_Part], texts: Sequence[str], continues: Sequence[bool]
-    ) -> tuple[
-        npt.NDArray[np.int32],
-        npt.NDArray[np.int64],
-        npt.NDArray[np.uint8],
-        npt.NDArray[np.float32],
-    ]:
-        """Ids of the runs of ordinary text, their offsets, and mask and weight of each id."""
-        runs = [part.pieces for part in parts if part.control_id is None]
+        self, runs: Sequence[_Part]
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.float32] | None]:
+        """Ids of the runs of ordinary text and their offsets.
+
+        With boundary "whole" also the weight of each id, 0 where it is no target: a run then holds
+        the text before a target, the target and what follows.
+        """
+        texts = [run.text for run in runs]
+        continues = [run.continues for run in runs]
         if self.boundary == "cut" or not isinstance(self.backend, tokenizers.ExtentBackend):
-            ids, offsets = self.backend.encode_batch(texts, continues)
-            lengths = np.diff(offsets)
-            targets = np.array([pieces[0][1] for pieces in runs], np.uint8)
-            weights = np.array([pieces[0][2] for pieces in runs], np.float32)
-            return (
-                ids,
-                offsets,
-                np.repeat(targets, lengths),
-                np.repeat(weights * targets, lengths),
-            )
+            return *self.backend.encode_batch(texts, continues), None
         ids, offsets, extents = self.backend.encode_batch_extents(texts, continues)
-        loss_mask = np.zeros(len(ids), np.uint8)
-        loss_weights = np.zeros(len(ids), np.float32)
-        for weight in sorted({w for pieces in runs for _, target, w in pieces if target}):
-            spans, span_offsets = _spans(runs, weight)
+        weights = np.zeros(len(ids), np.float32)
+        for weight in sorted({w for run in runs for _, target, w in run.pieces if target}):
+            spans, span_offsets = _spans([run.pieces for run in runs], weight)
             mask = kernels.mask_spans(extents, offsets, spans, span_offsets)
-            loss_mask |= mask
-            loss_weights[mask == 1] = weight
-        return ids, offsets, loss_mask, loss_weights
+            weights[mask == 1] = weight
+        return ids, offsets, weights
 
     # -- rows that are too long ----------------------------------------------------------------
 
@@ -369,13 +371,26 @@ class _Part(NamedTuple):
     control_id: int | None
     pieces: list[tuple[int, bool, float]]  # characters, target, weight
 
+    @property
+    def role(self) -> Role:
+        """What `concat` makes of the part: two of them are equal where it is the same."""
+        target = self.pieces[0][1]
+        if self.control_id is None:
+            return Role(target=target)
+        return Role(suffix=(self.control_id,), suffix_target=target)
+
+
+def _offsets(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
 
 def _swallowed(text: str, segments: Sequence[Segment], index: int, strips: Any) -> str:
     """Text as the tokenizer sees it between control tokens that take the white space beside."""
     if index and segments[index - 1].control and strips(segments[index - 1].text)[1]:
         text = text.lstrip(_WHITE_SPACE)
     behind = segments[index + 1] if index + 1 < len(segments) else None
-    if behind is not None and behind.control and strips(behind.text)[0]:
+    # A target behind is not there yet when the prompt is encoded.
+    if behind is not None and behind.control and not behind.target and strips(behind.text)[0]:
         text = text.rstrip(_WHITE_SPACE)
     return text
 
@@ -398,7 +413,7 @@ def _spans(
 
 def _targets(tokens: Tokens) -> npt.NDArray[np.int64]:
     """How many targets each row has."""
-    ends = np.concatenate([[0], np.cumsum(tokens.loss_mask, dtype=np.int64)])
+    ends = _offsets(tokens.loss_mask)
     return np.asarray(np.diff(ends[tokens.offsets]), np.int64)
 
 

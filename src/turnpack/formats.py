@@ -54,8 +54,13 @@ def conversation(
         if key not in fields:
             raise RowError("missing field", f"the row has no {key!r}")
     messages = convert(fields)
-    if fields.get("system", "") != "" and not (messages and messages[0]["role"] == "system"):
-        messages.insert(0, {"role": "system", "content": fields["system"]})
+    system = fields.get("system", "")
+    if system != "":
+        if messages and messages[0]["role"] == "system":
+            if messages[0]["content"] != system:
+                raise RowError("ambiguous fields", "the row's system and its first message differ")
+        else:
+            messages.insert(0, {"role": "system", "content": system})
     return Conversation(messages, _tools(fields), source, row)
 
 
@@ -195,7 +200,7 @@ def _message(item: _Object, number: int) -> dict[str, Any]:
     if calls is not None and not (_is_list(calls) and not calls):
         listed = calls if item.get("tool_calls") is not None else [calls]
         message["tool_calls"] = _calls(listed, number)
-    for key in ("name", "tool_call_id"):
+    for key in ("input", "name", "tool_call_id"):
         if item.get(key) is not None:
             message[key] = item[key]
     if _is_list(content):

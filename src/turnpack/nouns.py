@@ -6,7 +6,6 @@ Nothing here reads files, knows a template or computes a result.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from reprlib import repr as short
@@ -142,6 +141,8 @@ class Rendered:
         return "".join(segment.text for segment in self.segments)
 
 
+# Loss weights are float32: none becomes 0 or infinite there.
+_SMALLEST, _LARGEST = 2.0**-126, float(np.finfo(np.float32).max)
 _STRINGS = ("input", "reasoning_content", "name", "tool_call_id")
 
 
@@ -177,8 +178,10 @@ def _check_message(message: Any, number: int) -> None:
             raise RowError(
                 "wrong type", f"message {number}: weight is {kind(weight)}, not a number"
             )
-        if not (math.isfinite(weight) and weight >= 0):
-            raise RowError("wrong type", f"message {number}: weight is {weight}")
+        if weight != 0 and not _SMALLEST <= weight <= _LARGEST:
+            raise RowError(
+                "wrong type", f"message {number}: weight is {short(weight)}, not in float32's range"
+            )
     calls = message.get("tool_calls")
     if calls is not None and (
         not isinstance(calls, Sequence)

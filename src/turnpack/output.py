@@ -61,7 +61,7 @@ def is_output(directory: str | os.PathLike[str]) -> bool:
         manifest = orjson.loads((Path(directory) / MANIFEST).read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(manifest, dict) and "turnpack" in manifest
+    return isinstance(manifest, dict) and {"turnpack", "files"} <= manifest.keys()
 
 
 def write_manifest(folder: Path, counts: Mapping[str, Mapping[str, int]]) -> None:
@@ -93,14 +93,23 @@ def _dumps(value: Any, indent: int | None) -> bytes:
 
 
 def _refuse_strangers(target: Path) -> None:
-    if is_output(target):
+    if not is_output(target):
+        for name in reversed(ENTRIES):
+            if os.path.lexists(target / name):
+                raise FileExistsError(
+                    f"{target} holds {name}, but no manifest.json of turnpack: "
+                    "it is not replaced, choose another directory"
+                )
         return
-    for name in reversed(ENTRIES):
-        if os.path.lexists(target / name):
-            raise FileExistsError(
-                f"{target} holds {name}, but no manifest.json of turnpack: "
-                "it is not replaced, choose another directory"
-            )
+    listed = {file["path"] for file in orjson.loads((target / MANIFEST).read_bytes())["files"]}
+    for folder in ("data", "tokenizer"):
+        for path in (target / folder).rglob("*"):
+            name = path.relative_to(target).as_posix()
+            if not path.is_dir() and name not in listed:
+                raise FileExistsError(
+                    f"{target} holds {name}, which turnpack did not write: "
+                    "it is not replaced, choose another directory"
+                )
 
 
 def _make(target: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import accumulate, islice
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from time import perf_counter
@@ -113,6 +113,8 @@ def prepare(
             raise ValueError(f"workers must be at least 1, not {workers}")
         if seed < 0:
             raise ValueError(f"seed must not be negative, but is {seed}")
+        if not os.fspath(output):
+            raise ValueError("output is empty, not a directory")
         records.check_format(format)
         named = get_template(template) if isinstance(template, str) else template
         raw = records.raw_rows(paths)
@@ -219,6 +221,7 @@ class _Run:
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._bytes = 0
         self._all_bytes = sum(sizes.values())
+        self._before = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
         # Of every conversation: its tokens, its name, and the number of its file.
         self._tokens: list[Tokens] = []
         self._names: list[pa.Array] = []
@@ -234,6 +237,8 @@ class _Run:
                 return
             self._read.update(row.source.file for row in rows)
             self._bytes += sum(len(row.content) for row in rows if isinstance(row.content, bytes))
+            # Of a file that does not come as bytes it is only known when it is behind us.
+            self._bytes = max(self._bytes, self._before[rows[-1].source.file])
             yield rows
 
     def gather(self, chunks: Iterator[_Chunk], log: BinaryIO, strict: bool) -> None:

@@ -47,7 +47,7 @@ class Rendering:
     def render(self, tools: Sequence[Mapping[str, object]] | None) -> Rendered:
         """The segments, and what the template could not do."""
         template, patterns, messages = self.template, self.patterns, self.messages
-        writer = _Writer(template.bos)
+        writer = _Writer(template.written_bos)
         notes = dict.fromkeys(template.notes)
         own = 1.0 if self.everything else None  # the weight of what belongs to no message
         writer.write(patterns["start"], own)
@@ -117,7 +117,7 @@ class Rendering:
         if not texts and default is not None:
             texts = [[_ordinary(default, own)]]
         if tools:
-            block = _Writer(template.bos)
+            block = _Writer(template.written_bos)
             listed = "\n".join(_json(tool, "tools") for tool in tools)
             block.write(self.patterns["block"], own, {"tools": listed})
             texts.append(block.close())
@@ -128,7 +128,7 @@ class Rendering:
         if template.system_in_user is None:
             writer.write(self.patterns["system"], weight, {"system": text})
             return first, [], -1
-        folded = _Writer(template.bos)
+        folded = _Writer(template.written_bos)
         folded.write(self.patterns["system_in_user"], weight, {"system": text})
         users = [number for number, m in enumerate(messages) if m["role"] == "user"]
         at = users[-1 if template.system_in_last_user else 0] if users else -1
@@ -218,7 +218,7 @@ class Rendering:
         messages = self.messages
         if number and messages[number - 1]["role"] == "tool":
             return
-        results = _Writer(self.template.bos)
+        results = _Writer(self.template.written_bos)
         while number < len(messages) and messages[number]["role"] == "tool":
             own = _loss_weight(messages[number]) if self.everything else None
             if results.started:

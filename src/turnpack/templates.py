@@ -29,6 +29,11 @@ class TemplateProtocol(Protocol):
         ...
 
     @property
+    def bos(self) -> str:
+        """How it spells BOS; empty where it has none."""
+        ...
+
+    @property
     def writes_bos(self) -> bool:
         """Whether it writes BOS; otherwise the tokenizer puts its own in front, if it does."""
         ...

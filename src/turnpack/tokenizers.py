@@ -14,7 +14,9 @@ import hashlib
 import importlib
 import json
 import os
+import secrets
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -37,7 +39,8 @@ class Backend(Protocol):
     `bos`, `eos`: how the tokenizer spells them, or None. Optional attributes, with what holds when
     a backend has none: `prefix_ids` (ids the tokenizer puts in front of every text; none),
     `fresh_after` (see below; "bos"), `recognised` (added tokens that an assistant's own text
-    yields; none), `strips(control)` (whether a control token swallows the white space before and
+    yields; none), `reads_in_text` (added tokens that the tokenizer itself finds in a text; none),
+    `strips(control)` (whether a control token swallows the white space before and
     behind it; neither), `fingerprint()`, `save(directory)`, `name`. `boundary="whole"` asks for an
     ExtentBackend.
 
@@ -148,7 +151,28 @@ def _load_path(path: Path, bos: str | None, eos: str | None) -> Backend:
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is not a tokenizer.json: {error}") from None
         return HuggingFace(text, bos=bos, eos=eos, adds_bos=adds_bos, name=str(path), files=file)
-    return SentencePiece(content, bos=bos, eos=eos, adds_bos=adds_bos, name=str(path), files=file)
+    return SentencePiece(
+        content,
+        bos=bos,
+        eos=eos,
+        adds_bos=adds_bos,
+        name=str(path),
+        files=file,
+        added=_added_beside(file, config),
+    )
+
+
+def _added_beside(file: Path, config: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
+    """Added tokens that transformers keeps beside a SentencePiece model: id, and if special."""
+    added = {
+        text: (token_id, True)
+        for text, token_id in _read_json(file.with_name("added_tokens.json")).items()
+    }
+    for token_id, token in config.get("added_tokens_decoder", {}).items():
+        text = _spelling(token)
+        if text is not None:
+            added[text] = int(token_id), bool(isinstance(token, dict) and token.get("special"))
+    return {text: found for text, found in added.items() if _visible(text)}
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
@@ -222,7 +246,17 @@ class HuggingFace:
             if token["lstrip"] or token["rstrip"]
         }
         self.recognised = tuple(token["content"] for token in added if not token["special"])
+        self.reads_in_text = tuple(self._control)
         self.prefix_ids = self._prefix(adds_bos)
+        vocab = spec["model"]["vocab"]
+        pieces = vocab if isinstance(vocab, dict) else {piece for piece, _ in vocab}
+        for token in added:
+            if len(token["content"]) == 1 and token["content"] in pieces:
+                warnings.warn(
+                    f"{name}: text that holds {token['content']!r} yields the added token of that "
+                    "name, which is a character of the vocabulary too",
+                    stacklevel=3,
+                )
         twin = _without_added_tokens(spec)
         self._fresh = tokenizers.Tokenizer.from_str(json.dumps(twin))
         bare, self.fresh_after = _without_text_prefix(twin)
@@ -232,12 +266,16 @@ class HuggingFace:
         """What the tokenizer itself puts in front of a text."""
         self._own.no_truncation()
         self._own.no_padding()
-        if adds_bos is not None and self.bos is not None:
-            bos_id = self.control_id(self.bos)
-            return (bos_id,) if adds_bos and bos_id is not None else ()
+        if adds_bos is False:
+            return ()
+        if adds_bos and self.bos is not None:
+            return (_bos_id(self),)
         encoding = self._own.encode("a")
         mask = encoding.special_tokens_mask
-        return tuple(encoding.ids[: mask.index(0)] if 0 in mask else ())
+        prefix = tuple(encoding.ids[: mask.index(0)] if 0 in mask else ())
+        if adds_bos and not prefix:
+            raise ValueError(f"{self.name} says add_bos_token, but names no bos_token")
+        return prefix
 
     def encode_batch(self, texts: Sequence[str], continues: Sequence[bool]) -> tuple[Ids, Offsets]:
         """See Backend."""
@@ -292,36 +330,51 @@ def _run(tokenizer: Any, texts: Sequence[str], fast: bool) -> list[Any]:
     return list(encode(list(texts), add_special_tokens=False))
 
 
+def _bos_id(backend: HuggingFace | SentencePiece) -> int:
+    token_id = backend.control_id(backend.bos or "")
+    if token_id is None:
+        raise ValueError(f"BOS {backend.bos!r} is no added token of {backend.name}")
+    return token_id
+
+
 def _is_blank(token: Mapping[str, Any]) -> bool:
-    return not token["special"] and not token["content"].strip()
+    return not token["special"] and not _visible(token["content"])
 
 
-_NEVER = -1e6  # the score of a Unigram piece that is not to be chosen
+def _visible(text: str) -> str:
+    """Text without the white space around it, also as tokenizers spell blanks."""
+    return text.strip(_BLANKS)
+
+
+_BLANKS = "▁" + "".join(map(chr, (*range(9, 14), 32, 133, 160, 12288)))
 
 
 def _without_added_tokens(spec: dict[str, Any]) -> dict[str, Any]:
     """The twin: the same model, and no way for text to yield an added token.
 
     An added token may be an entry of the model's vocabulary too. The model itself must not
-    arrive there either, so the entry gets a name that no text can spell (models see a blank as
-    `▁` or `Ġ`, or split there); its id stays. An entry of one character stays as it is: without
-    it the character could not be written at all. Blank tokens enter the vocabulary, because the
-    library numbers an added token anew unless its model knows it.
+    arrive there either, so the entry gets a name that no text can spell; its id stays. An entry of
+    one character stays as it is: without it the character could not be written at all. Blank tokens
+    enter the vocabulary, because the library numbers an added token anew unless its model knows it.
     """
     blank = [token for token in spec["added_tokens"] if _is_blank(token)]
     names = {token["content"] for token in spec["added_tokens"]} - {t["content"] for t in blank}
     twin = dict(spec, added_tokens=blank, truncation=None, padding=None, post_processor=None)
     model = dict(spec["model"])
     vocab = model["vocab"]
-    hidden = {name: f"\0 {name}" for name in names if len(name) > 1}
+    # Not even somebody who knows this file can spell it.
+    secret = secrets.token_hex(16)
+    hidden = {name: f"\0 {secret} {name}" for name in names if len(name) > 1}
     if isinstance(vocab, dict):
         hidden = {name: other for name, other in hidden.items() if name in vocab}
         vocab = {hidden.get(name, name): token_id for name, token_id in vocab.items()}
         vocab.update({token["content"]: token["id"] for token in blank})
     else:
         vocab = [[hidden.get(name, name), score] for name, score in vocab]
+        least = min(score for _, score in vocab)
         for token in blank:
-            vocab += [[f"\0 {place}", _NEVER] for place in range(len(vocab), token["id"] + 1)]
+            places = range(len(vocab), token["id"] + 1)
+            vocab += [[f"\0 {secret} {place}", least] for place in places]
             vocab[token["id"]][0] = token["content"]
     model["vocab"] = vocab
     if model.get("unk_token") in hidden:
@@ -352,7 +405,7 @@ def _without_text_prefix(spec: dict[str, Any]) -> tuple[dict[str, Any] | None, s
             key = "normalizers" if "normalizers" in part else "pretokenizers"
             inner = [strip(item) for item in part[key]]
             return dict(part, **{key: [item for item in inner if item is not None]})
-        if kind == "Prepend":
+        if kind in ("Prepend", "Strip"):  # at a cut there is nothing to add and nothing to strip
             schemes.append("always")
             return None
         if kind == "Metaspace" and part.get("prepend_scheme", "always") != "never":
@@ -390,10 +443,12 @@ class SentencePiece:
         adds_bos: bool | None = None,
         name: str = "sentencepiece",
         files: Path | None = None,
+        added: Mapping[str, tuple[int, bool]] | None = None,
     ) -> None:
         """Make the backend of a serialized model; the arguments are as in HuggingFace.
 
-        `adds_bos` None means yes: that is what the Llama family does with such a model.
+        `adds_bos` None means yes: that is what the Llama family does with such a model. `added`:
+        tokens that were added to the model, as texts with their id and whether they are special.
         """
         sentencepiece = _import("sentencepiece")
         protobuf = _import("sentencepiece.sentencepiece_model_pb2")
@@ -402,32 +457,42 @@ class SentencePiece:
             proto.ParseFromString(model)
             own = sentencepiece.SentencePieceProcessor(model_proto=model)
         except Exception as error:
-            raise ValueError(f"{name} is not a SentencePiece model: {error}") from None
+            raise ValueError(
+                f"{name} is neither a tokenizer.json nor a SentencePiece model: {error}"
+            ) from None
         if not proto.pieces:
-            raise ValueError(f"{name} is not a SentencePiece model: it has no pieces")
+            raise ValueError(
+                f"{name} is neither a tokenizer.json nor a SentencePiece model: it has no pieces"
+            )
         piece_type = protobuf.ModelProto.SentencePiece
         self.name, self._model, self._files = name, model, files
         self._control = {
             piece.piece: token_id
             for token_id, piece in enumerate(proto.pieces)
             if piece.type in (piece_type.CONTROL, piece_type.UNKNOWN)
-            or (piece.type == piece_type.USER_DEFINED and piece.piece.strip(" \n\t▁"))
+            or (piece.type == piece_type.USER_DEFINED and _visible(piece.piece))
         }
         self.recognised = tuple(
             proto.pieces[token_id].piece
             for token_id in self._control.values()
             if proto.pieces[token_id].type == piece_type.USER_DEFINED
         )
+        later = {
+            text: found for text, found in (added or {}).items() if found[0] >= len(proto.pieces)
+        }
+        self._control.update({text: token_id for text, (token_id, _) in later.items()})
+        self.recognised += tuple(text for text, (_, special) in later.items() if not special)
         self._spelled = {token_id: piece for piece, token_id in self._control.items()}
         self.bos = _first(bos, own.id_to_piece(own.bos_id()) if own.bos_id() >= 0 else None)
         self.eos = _first(eos, own.id_to_piece(own.eos_id()) if own.eos_id() >= 0 else None)
-        bos_id = None if self.bos is None else self._control.get(self.bos)
-        self.prefix_ids = () if adds_bos is False or bos_id is None else (bos_id,)
+        self.reads_in_text = (*self.recognised, *later)
+        self.prefix_ids = () if adds_bos is False or self.bos is None else (_bos_id(self),)
         for piece in proto.pieces:
             if piece.type == piece_type.USER_DEFINED and piece.piece in self._control:
                 piece.type = piece_type.UNUSED
         self._fresh = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
         proto.normalizer_spec.add_dummy_prefix = False
+        proto.normalizer_spec.remove_extra_whitespaces = False  # the blank at a cut is text
         self._continuing = sentencepiece.SentencePieceProcessor(
             model_proto=proto.SerializeToString()
         )
@@ -452,9 +517,8 @@ class SentencePiece:
             mapping = processor.encode_as_offset_mapping(text)
             ids.append(mapping["ids"])
             extents.append(
-                _fill_byte_extents(
-                    np.array(mapping["offsets"], np.int64).reshape(-1, 2),
-                    np.array([processor.is_byte(token) for token in mapping["ids"]], bool),
+                _fill_extents(
+                    np.array(mapping["offsets"], np.int64).reshape(-1, 2), mapping["pieces"]
                 )
             )
         values, offsets = kernels.flatten(ids)
@@ -482,26 +546,25 @@ class SentencePiece:
 
     def fingerprint(self) -> str:
         """Sha256 (hex) of all that decides the ids: the model, its bos, eos and prefix."""
-        return _sha256(hashlib.sha256(self._model).hexdigest(), self.bos, self.eos, self.prefix_ids)
+        model = hashlib.sha256(self._model).hexdigest()
+        return _sha256(model, self.bos, self.eos, self.prefix_ids, self._control)
 
     def save(self, directory: Path) -> None:
         """Write the tokenizer so that `load(directory)` gives the same one."""
         _save_files(directory, "tokenizer.model", self._model, self._files, self.bos, self.eos)
 
 
-def _fill_byte_extents(extents: Extents, is_byte: npt.NDArray[np.bool_]) -> Extents:
-    """Give every byte of a character that is spelled in bytes the extent of the character.
+def _fill_extents(extents: Extents, pieces: Sequence[str]) -> Extents:
+    """Give every piece of a character that became several the extent of the character.
 
-    SentencePiece gives it to one of the bytes and an empty one to the others.
+    A character may be spelled in bytes, or be written out by the normalizer; SentencePiece gives
+    its extent to the last piece and an empty one to the others. The `▁` that is put in front of a
+    text is of no character.
     """
-    character: Extents | None = None
-    for index in range(len(extents) - 1, -1, -1):
-        if not is_byte[index]:
-            character = None
-        elif extents[index, 0] < extents[index, 1]:
-            character = extents[index]
-        elif character is not None:
-            extents[index] = character
+    for index in range(len(extents) - 2, -1, -1):
+        start, end = extents[index]
+        if start == end == extents[index + 1, 0] and not (index == 0 and pieces[0] == "▁"):
+            extents[index] = extents[index + 1]
     return extents
 
 
