@@ -20,15 +20,23 @@ def form_of(name, tokens, plan):
     if name.startswith("core"):
         threads = 2 if name == "core, 2 threads" else 1
         return (lambda: kernels.pack(tokens, plan, out=out, threads=threads)), out
-    if name == "numba":
+    if name.startswith("numba"):
         given = tokens.input_ids, tokens.loss_mask, tokens.offsets, plan.rows, plan.offsets
-        return (lambda: baselines.pack_numba(*given, plan.capacity, 0, *cells)), out
+        loop = baselines.pack_numba if name == "numba" else baselines.pack_numba_by_array
+        return (lambda: loop(*given, plan.capacity, 0, *cells)), out
     if name == "numpy":
         return (lambda: baselines.pack_numpy(tokens, plan, 0, *cells)), out
     return (lambda: reference.pack(tokens, plan, out=out)), out
 
 
-FORMS = {"core": 60, "core, 2 threads": 60, "numba": 60, "numpy": 10, "reference": 1}
+FORMS = {
+    "core": 60,
+    "core, 2 threads": 60,
+    "numba": 60,
+    "numba, a loop for each array": 60,
+    "numpy": 10,
+    "reference": 1,
+}
 
 
 @pytest.mark.benchmark(group="pack 8,192 rows at 4,096")
