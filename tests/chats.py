@@ -25,6 +25,16 @@ def call(name, **arguments):
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
+def targets(rendered):
+    """The text of each run of targets."""
+    runs, inside = [], False
+    for segment in rendered.segments:
+        if segment.target:
+            runs = [*runs[:-1], runs[-1] + segment.text] if inside else [*runs, segment.text]
+        inside = segment.target
+    return runs
+
+
 # One text or more of every kind that has broken a template somewhere.
 TEXTS = {
     "plain": "Hello world",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import turnpack as tp
 from at_hand import deepseek, mistral_v1, qwen, tiny
+from chats import assistant, user
 from turnpack import tokenizers
 from turnpack.nouns import Conversation, RowError, Source
 
@@ -22,14 +23,6 @@ TINY = tokenizers.load(tiny("none"), bos="<s>", eos="</s>")
 @pytest.fixture(scope="module")
 def qwen_backend():
     return tokenizers.load(qwen(), eos="<|im_end|>")
-
-
-def user(text, **more):
-    return {"role": "user", "content": text, **more}
-
-
-def assistant(text, **more):
-    return {"role": "assistant", "content": text, **more}
 
 
 def chat(*texts):

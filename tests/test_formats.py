@@ -5,20 +5,9 @@ import json
 import orjson
 import pytest
 
+from chats import assistant, system, user
 from turnpack.formats import FORMATS, conversation
 from turnpack.nouns import RowError, Source
-
-
-def user(content, **more):
-    return {"role": "user", "content": content, **more}
-
-
-def assistant(content, **more):
-    return {"role": "assistant", "content": content, **more}
-
-
-def system(content):
-    return {"role": "system", "content": content}
 
 
 def call(name, arguments, **more):

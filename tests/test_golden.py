@@ -25,7 +25,7 @@ from at_hand import (
     rows_of,
     turns_of,
 )
-from chats import assistant, system, user
+from chats import assistant, system, targets, user
 from turnpack import get_template, templates, tokenizers
 from turnpack.nouns import RowError
 
@@ -102,15 +102,6 @@ def _render(entry):
     )
 
 
-def _targets(rendered):
-    runs, inside = [], False
-    for segment in rendered.segments:
-        if segment.target:
-            runs = [*runs[:-1], runs[-1] + segment.text] if inside else [*runs, segment.text]
-        inside = segment.target
-    return runs
-
-
 def _each(entries):
     return pytest.mark.parametrize("entry", [pytest.param(e, id=e["id"]) for e in entries])
 
@@ -124,7 +115,7 @@ def test_golden_knows_every_template():
 
 @needs_shared
 @_each(e for e in _entries() if e["id"] not in OTHER_TEXT)
-def test_text_and_targets(entry):
+def test_text_andtargets(entry):
     if "raises" in entry:
         with pytest.raises(RowError, match="has no system message"):
             _render(entry)
@@ -132,7 +123,7 @@ def test_text_and_targets(entry):
     rendered = _render(entry)
     assert rendered.text == entry["text"]
     if "segments" in entry:
-        assert _targets(rendered) == [text for text, trained in entry["segments"] if trained]
+        assert targets(rendered) == [text for text, trained in entry["segments"] if trained]
 
 
 @needs_shared
@@ -255,7 +246,7 @@ def test_plain():
     messages = [user("Once "), assistant("upon"), user(" a"), assistant(" time")]
     rendered = get_template("plain").render(messages)
     assert rendered.text == "Once upon</s> a time</s>"
-    assert _targets(rendered) == ["upon</s>", " time</s>"]
+    assert targets(rendered) == ["upon</s>", " time</s>"]
 
 
 # What the single-turn originals leave open, and we had to choose: a second turn.
@@ -278,6 +269,6 @@ def test_guanaco_joins_turns_as_its_training_data():
     messages = [system("S."), user("a"), assistant("b"), user("c"), assistant("d")]
     rendered = get_template("guanaco").render(messages)
     assert rendered.text == "S. ### Human: a### Assistant: b### Human: c### Assistant: d</s>"
-    assert _targets(rendered) == ["b", "d</s>"]
+    assert targets(rendered) == ["b", "d</s>"]
     assert rendered.warnings == ("no stop token",)
     assert get_template("guanaco").render(messages[:3]).warnings == ()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chats import assistant, call, system, tool, user
+from chats import assistant, call, system, targets, tool, user
 from turnpack import get_template, templates
 from turnpack.nouns import RowError
 from turnpack.templates import Template
@@ -15,16 +15,6 @@ ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "
     "the request.\n\n"
 )
-
-
-def targets(rendered):
-    """The text of each run of targets."""
-    runs, inside = [], False
-    for segment in rendered.segments:
-        if segment.target:
-            runs = [*runs[:-1], runs[-1] + segment.text] if inside else [*runs, segment.text]
-        inside = segment.target
-    return runs
 
 
 def test_alpaca_repeats_the_turn_without_the_preamble():
