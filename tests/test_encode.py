@@ -249,6 +249,33 @@ def test_nothing_in_nothing_out():
     assert len(rejects) == 1
 
 
+def test_a_backend_of_ones_own_is_never_asked_for_nothing():
+    class Letters:
+        bos, eos = None, "."
+
+        def encode_batch(self, texts, continues):
+            ids = [np.array([ord(c) for c in text], np.int32) for text in texts]
+            return np.concatenate(ids), np.cumsum([0, *map(len, texts)])
+
+        def control_id(self, text):
+            return 1 if text == "." else None
+
+        def decode(self, ids):
+            return "".join(map(chr, ids))
+
+    encoder = tp.Encoder(Letters(), "plain")
+    assert encoder([chat("ab", "c")]).input_ids.tolist() == [97, 98, 99, 1]
+    assert len(encoder([])) == 0
+    rejects = []
+    assert len(encoder([[user("q")]], rejects)) == 0
+    assert len(rejects) == 1
+
+
+def test_what_is_encoded_apart_is_not_encoded_whole():
+    with pytest.raises(ValueError, match="encodes every utterance apart, not 'whole'"):
+        tp.Encoder(MISTRAL, "linksoul", boundary="whole")
+
+
 def test_more_conversations_than_a_batch():
     rows = [chat(f"q{i}", f"a{i}") for i in range(2300)]
     rejects = []
@@ -321,6 +348,34 @@ def test_turns_takes_an_exchange_with_all_that_belongs_to_it():
     messages = [*first, user("d"), assistant("e")]
     encoder = tp.Encoder(TINY, "chatml", max_length=40, truncate="turns")
     assert encoder([messages]) == tp.Encoder(TINY, "chatml")([messages[4:]])
+
+
+def test_turns_keeps_every_system_message():
+    late = {"role": "system", "content": "From now on French."}
+    messages = [*chat("old", "long answer " * 8), late, *LONG[:2]]
+    for name in ("chatml", "deepseek-v3"):
+        own = tokenizers.load(_with_deepseeks_markers(), bos="<s>", eos="</s>")
+        whole = tp.Encoder(own, name)([[late, *LONG[:2]]])
+        encoder = tp.Encoder(own, name, max_length=len(whole.input_ids), truncate="turns")
+        assert encoder([messages]) == whole
+
+
+def test_turns_does_not_part_a_result_from_its_call():
+    result = user("<tool_response>\n4\n</tool_response>")
+    messages = [*chat("a" * 40, "b", "2+2?", "call"), result, assistant("4")]
+    whole = tp.Encoder(TINY, "chatml")([messages[2:]])
+    length = len(whole.input_ids)
+    encoder = tp.Encoder(TINY, "chatml", max_length=length, truncate="turns")
+    assert encoder([messages]) == whole
+    encoder = tp.Encoder(TINY, "chatml", max_length=length - 1, truncate="turns")
+    with pytest.raises(RowError, match="over-long: the last exchange alone does not fit"):
+        encoder([messages])
+
+
+def _with_deepseeks_markers():
+    own = type(tiny("none")).from_str(tiny("none").to_str())
+    own.add_special_tokens(["<｜User｜>", "<｜Assistant｜>"])
+    return own
 
 
 def test_turns_of_a_single_turn_template_renders_anew():

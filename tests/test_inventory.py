@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import turnpack
-from turnpack import _arguments, kernels, nouns, reference
+from turnpack import _arguments, kernels, reference
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,8 +85,9 @@ def test_every_kernel_shows_an_example(verb):
     assert ">>> " in getattr(kernels, verb).__doc__
 
 
-@pytest.mark.parametrize("module", [kernels, nouns])
-def test_the_examples_are_true(module):
+@pytest.mark.parametrize("name", ["kernels", "nouns", "preview", "templates"])
+def test_the_examples_are_true(name):
+    module = importlib.import_module(f"turnpack.{name}")
     failed, attempted = doctest.testmod(module)
     assert attempted > 0
     assert failed == 0

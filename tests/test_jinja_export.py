@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jinja2
@@ -23,7 +24,7 @@ from chats import (
     tool,
     user,
 )
-from turnpack import get_template, templates
+from turnpack import Template, get_template, templates
 from turnpack.nouns import RowError
 
 NAMES = templates()
@@ -207,3 +208,19 @@ def test_alpaca_with_a_tokenizer_that_adds_bos():
         messages=[user("a"), assistant("b")], bos_token="<s>", eos_token="</s>"
     )
     assert backend.decode(row) == text
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3"])
+@pytest.mark.parametrize("answer", [{"content": None}, {}])
+def test_an_answer_of_calls_alone_needs_no_content(name, answer):
+    """As OpenAI writes it; the readers take the null for an empty text."""
+    calls = [call("f", x=1)]
+    written = exported(name, [user("q"), {"role": "assistant", "tool_calls": calls, **answer}])
+    assert written == get_template(name).render([user("q"), assistant("", tool_calls=calls)]).text
+
+
+def test_a_name_and_a_source_of_any_kind():
+    mine = Template(name="bob's", source="x #} y", summary="", user="{user}")
+    same = dataclasses.replace(mine, name="mine", source="here")
+    assert mine.to_jinja().count("#}") == same.to_jinja().count("#}") == 1
+    _compile_jinja_template(mine.to_jinja())

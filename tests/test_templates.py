@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from chats import assistant, call, system, targets, tool, user
 from turnpack import get_template, templates
 from turnpack.nouns import RowError
-from turnpack.templates import Template
+from turnpack.templates import Template, Tools
 
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "
@@ -374,6 +376,9 @@ def test_a_template_of_ones_own():
     assert targets(rendered) == [" y<END>"]
 
 
+TOOLS = Tools(block="{tools}", call="{name}{arguments}", results="{results}", result="{result}")
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -383,7 +388,33 @@ def test_a_template_of_ones_own():
         ),
         ({"cue": "{user}"}, r"no field \{user\}"),
         ({"runs": "alone"}, "runs must be one of joined, restarted, apart, spelled, not 'alone'"),
-        ({"system_in_user": "{system}"}, "system_in_user is for templates that alternate"),
+        ({"system_in_user": "{system}"}, "system_in_user needs alternates"),
+        (
+            {"system_in_user": "{system}", "alternates": True, "user_with_input": "{user}{input}"},
+            "system_in_user does not go with user_with_input",
+        ),
+        ({"gathers_system": True}, "gathers_system needs system"),
+        ({"default_system": "D"}, "default_system needs system or system_in_user"),
+        (
+            {"system": "{system}", "default_system_with_input": "D"},
+            "default_system_with_input needs default_system",
+        ),
+        ({"tools": TOOLS}, "tools need system"),
+        ({"tools": TOOLS, "system": "{system|strip}"}, r"system cannot strip \{system\}"),
+        (
+            {"tools": dataclasses.replace(TOOLS, block="no"), "system": "{system}"},
+            r"block has no \{tools\}",
+        ),
+        (
+            {"tools": dataclasses.replace(TOOLS, result="no"), "system": "{system}"},
+            r"result has no \{result\}",
+        ),
+        ({"answer": "text"}, r"answer has no \{answer\}"),
+        ({"user": "U:"}, r"user has no \{user\}"),
+        ({"system": "S"}, r"system has no \{system\}"),
+        ({"system": "{system}", "system_later": "L"}, r"system_later has no \{system\}"),
+        ({"variables": (("x", " "),), "user": "{user}{x|strip}"}, r"user cannot strip \{x\}"),
+        ({"cue": "{bos|lower}"}, r"\{bos\|lower\} in .* there are strip, lstrip and rstrip"),
     ],
 )
 def test_a_declaration_that_makes_no_sense(wrong, message):
@@ -428,15 +459,19 @@ def test_every_prompt_is_the_text_before_its_answer(name, exchanges, opening):
     assert rendered.text == before
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"answer": "text"}, "answer has no {answer}: 'text'"),
-        ({"user": "U:"}, "user has no {user}: 'U:'"),
-        ({"system": "S"}, "system has no {system}: 'S'"),
-    ],
-)
-def test_a_pattern_that_would_drop_a_text_is_refused(change, message):
-    with pytest.raises(ValueError) as caught:
-        Template(**{"name": "mine", "source": "", "summary": "", "user": "{user}", **change})
-    assert str(caught.value) == message
+@pytest.mark.parametrize("name", ["llama2", "linksoul", "firefly", "mistral-v1", "deepseek-v3"])
+def test_positions_decide_not_names(name):
+    """Where BOS and EOS are one token, the stop token is learned all the same, and BOS is not."""
+    rendered = get_template(name, bos="<|endoftext|>", eos="<|endoftext|>").render(
+        [user("q"), assistant("a")], train_on="all"
+    )
+    first, *_, last = rendered.segments
+    assert (first.text, first.target) == ("<|endoftext|>", False)
+    assert (last.text, last.target) == ("<|endoftext|>", True)
+
+
+def test_earlier_answers_without_a_think_block_are_warned_of():
+    messages = [user("1"), assistant("A"), user("2"), assistant("B")]
+    warning = "template qwen3 writes earlier answers without reasoning"
+    assert get_template("qwen3").render(messages).warnings == (warning,)
+    assert get_template("qwen3").render(messages, train_on="last").warnings == ()

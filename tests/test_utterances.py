@@ -1,8 +1,9 @@
 """linksoul and firefly: every utterance encoded by itself, as their originals do.
 
 Both originals are restated here in plain Python, from what is known of them and without turnpack,
-and give the same ids and labels on every row of the real files. So does `concat` on the same
-utterances. Where an original has a defect, ours has the right thing; the last tests say which.
+and give the same ids and labels on the real files (every fifth row of the long ones). So does
+`concat` on the same utterances. Where an original has a defect, ours has the right thing; the last
+tests say which.
 """
 
 from __future__ import annotations

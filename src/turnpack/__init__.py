@@ -19,7 +19,7 @@ from .nouns import (
     Source,
     Tokens,
 )
-from .templates import Template, get_template, templates
+from .templates import Template, Tools, get_template, templates
 
 __all__ = [
     "Conversation",
@@ -34,6 +34,7 @@ __all__ = [
     "Source",
     "Template",
     "Tokens",
+    "Tools",
     "__version__",
     "get_template",
     "kernels",

@@ -349,8 +349,12 @@ def templates(name: str | None) -> None:
     system = "no default" if template.default_system is None else repr(template.default_system)
     click.echo(f"system message: {system if template.has_system else 'refused'}")
     click.echo(f"tools: {'written' if template.has_tools else 'refused'}")
+    for variable, value in template.variables:
+        click.echo(f"variable: {variable} = {value!r}")
+    for warning in rendered.warnings:
+        click.echo(f"warning: {warning}")
     stop = [part.text for part in rendered.segments if part.target][-1]
-    click.echo(f"an answer ends with: {stop}")
+    click.echo(f"the last answer ends with: {stop}")
     show.show_legend(console)
     show.show_pieces(console, show.rendered_pieces(rendered))
 

@@ -52,12 +52,14 @@ TOOL_FIELDS: dict[str, tuple[str, ...]] = {
 
 # A pattern without this field would drop a message's text.
 _NEEDED = {
-    "system": "system",
-    "system_in_user": "system",
-    "user": "user",
-    "user_with_input": "user",
-    "answer": "answer",
-    "answer_with_reasoning": "answer",
+    "system": ("system",),
+    "system_later": ("system",),
+    "system_in_user": ("system",),
+    "user": ("user",),
+    "user_with_input": ("user", "input"),
+    "answer": ("answer",),
+    "answer_with_reasoning": ("reasoning", "answer"),
+    **TOOL_FIELDS,
 }
 
 
@@ -156,14 +158,36 @@ class Template:
     def __post_init__(self) -> None:
         if self.runs not in RUNS:
             raise ValueError(f"runs must be one of {', '.join(RUNS)}, not {self.runs!r}")
-        if self.system_in_user is not None and not self.alternates:
-            raise ValueError("system_in_user is for templates that alternate user and assistant")
-        for key, field in _NEEDED.items():
-            pattern = getattr(self, key)
-            if pattern is not None and not any(
-                isinstance(part, Field) and part.name == field for part in self.patterns[key]
-            ):
-                raise ValueError(f"{key} has no {{{field}}}: {pattern!r}")
+        folds = self.system_in_user is not None
+        for wrong, message in (
+            (folds and not self.alternates, "system_in_user needs alternates"),
+            (folds and bool(self.tools), "system_in_user does not go with tools"),
+            (
+                folds and self.user_with_input is not None,
+                "system_in_user does not go with user_with_input",
+            ),
+            (self.gathers_system and self.system is None, "gathers_system needs system"),
+            (self.tools is not None and self.system is None, "tools need system"),
+            (
+                self.default_system is not None and not self.has_system,
+                "default_system needs system or system_in_user",
+            ),
+            (
+                self.default_system_with_input is not None and self.default_system is None,
+                "default_system_with_input needs default_system",
+            ),
+        ):
+            if wrong:
+                raise ValueError(f"template {self.name}: {message}")
+        constant = {"bos", "eos", *dict(self.variables)}
+        for key, parts in self.patterns.items():
+            fields = {part.name: part.method for part in parts if isinstance(part, Field)}
+            for name in _NEEDED.get(key, ()):
+                if name not in fields:
+                    raise ValueError(f"template {self.name}: {key} has no {{{name}}}")
+            for name, method in fields.items():
+                if method and (name in constant or (name == "system" and self.tools)):
+                    raise ValueError(f"template {self.name}: {key} cannot strip {{{name}}}")
 
     @functools.cached_property
     def patterns(self) -> dict[str, Pattern]:
@@ -181,7 +205,8 @@ class Template:
     def spelled_patterns(self) -> dict[str, Pattern]:
         """The patterns with BOS, EOS and the variables as this template spells them."""
         own: dict[str, Part] = dict(self.variables)
-        own.update(bos=control(self.bos), eos=control(self.eos))
+        # BOS has no weight: the tokenizer or the template puts it there, never the model.
+        own.update(bos=control(self.bos)._replace(weight=0.0), eos=control(self.eos))
 
         def spell(parts: Pattern) -> Iterator[Part]:
             for part in parts:
@@ -205,11 +230,6 @@ class Template:
     def writes_bos(self) -> bool:
         """Whether the template writes BOS itself; otherwise it leaves that to the tokenizer."""
         return self._uses("bos")
-
-    @functools.cached_property
-    def written_bos(self) -> str:
-        """BOS as the template writes it; empty where it leaves that to the tokenizer."""
-        return self.bos if self.writes_bos else ""
 
     @property
     def has_tools(self) -> bool:
@@ -242,7 +262,7 @@ class Template:
 
         A marker that the tokenizer lacks becomes ordinary text, with one UserWarning; markup that
         it lacks does so silently. What the tokenizer reads as an added token in the template's own
-        text is control, declared or not. Raises ValueError where the tokenizer lacks the stop
+        patterns is control, declared or not. Raises ValueError where the tokenizer lacks the stop
         token, or BOS and EOS have no name.
         """
         names = {

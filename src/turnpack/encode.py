@@ -20,6 +20,7 @@ from . import kernels, tokenizers
 from ._checks import is_int
 from .formats import conversation as read_row
 from .nouns import Conversation, Message, Reject, Rendered, Role, RowError, Segment, Tokens
+from .rendering import asks
 from .templates import TRAIN_ON, TemplateProtocol, get_template
 
 TRUNCATE = ("right", "turns", "split", "reject")
@@ -43,8 +44,9 @@ class Encoder:
     longer conversation:
 
     - "right": it is cut at `max_length`, and what follows the last target is dropped;
-    - "turns": its oldest exchanges are dropped whole, the system message stays;
-    - "split": it goes over several rows of `max_length` tokens and a rest;
+    - "turns": its oldest exchanges are dropped whole, system messages stay;
+    - "split": it goes over several rows of `max_length` tokens and a rest, without those pieces
+      that hold no target;
     - "reject": it is a reject.
 
     `train_on`: "assistant" (every answer), "last" (the last answer) or "all" (all that is
@@ -52,9 +54,9 @@ class Encoder:
     inference does; "whole" encodes at once what stands between two control tokens and masks by
     extents, as TRL does. `system`: the system message of conversations that have none.
 
-    `warnings` counts conversations by what the template could not do for them. An Encoder can be
-    pickled. Raises ValueError for arguments that make no sense, and where the template needs a
-    token that the tokenizer lacks.
+    `warnings` counts conversations by what the template could not do for them, and by what was
+    truncated. An Encoder can be pickled. Raises ValueError for arguments that make no sense, and
+    where the template needs a token that the tokenizer lacks.
     """
 
     def __init__(
@@ -83,6 +85,8 @@ class Encoder:
         if boundary == "whole" and not isinstance(self.backend, tokenizers.ExtentBackend):
             raise ValueError("boundary 'whole' needs a backend with encode_batch_extents")
         named = get_template(template) if isinstance(template, str) else template
+        if boundary == "whole" and named.runs == "apart":
+            raise ValueError(f"template {named.name} encodes every utterance apart, not 'whole'")
         self.template = named.bind(self.backend)
         self.max_length = max_length
         self.truncate = truncate
@@ -224,7 +228,9 @@ class Encoder:
                     raise ValueError(f"{segment.text!r} is no added token of the tokenizer")
                 parts.append(_Part("", False, token_id, [(0, segment.target, segment.weight)]))
                 opens = self._fresh_after in ("control", "always") or (
-                    self._fresh_after == "bos" and segment.text == self.template.bos
+                    self._fresh_after == "bos"
+                    and segment.text == self.template.bos
+                    and not segment.target
                 )
                 continue
             text = segment.text
@@ -247,6 +253,8 @@ class Encoder:
         With boundary "whole" also the weight of each id, 0 where it is no target: a run then holds
         the text before a target, the target and what follows.
         """
+        if not runs:
+            return np.zeros(0, np.int32), np.zeros(1, np.int64), None
         texts = [run.text for run in runs]
         continues = [run.continues for run in runs]
         if self.boundary == "cut" or not isinstance(self.backend, tokenizers.ExtentBackend):
@@ -321,7 +329,8 @@ class Encoder:
     def _drop_turns(self, row: Tokens, conversation: Conversation, limit: int) -> Tokens:
         """The conversation without as few of its oldest exchanges as make it fit.
 
-        Fewer exchanges never make more tokens, so the number to drop is found by bisection.
+        The number to drop is found by bisection. (Where fewer exchanges make more tokens, as with
+        Alpaca's longer preamble for an `input`, one more may be dropped than must.)
         """
         head, exchanges = _exchanges(conversation.messages)
         best: Tokens | None = None
@@ -329,7 +338,8 @@ class Encoder:
         number = int(row.source[0])
         while low <= high:
             middle = (low + high) // 2
-            kept = [message for exchange in exchanges[middle:] for message in exchange]
+            kept = [m for exchange in exchanges[:middle] for m in exchange if m["role"] == "system"]
+            kept += [message for exchange in exchanges[middle:] for message in exchange]
             shorter = self._tokens(
                 [self.template.render((*head, *kept), conversation.tools, train_on=self.train_on)],
                 [number],
@@ -352,7 +362,9 @@ class Encoder:
 
 
 def _fresh_after(runs: str, backend: tokenizers.Backend) -> str:
-    """Where a run of text is encoded as the start of a text: as in Backend, "always" or "never".
+    """Where a run of text is encoded as the start of a text.
+
+    As Backend says it ("none", "bos", "control"), and "always" or "never" besides.
 
     "restarted" and "spelled" are about the blank that a SentencePiece model puts in front of a
     text. A tokenizer.json says itself where it puts one, at inference too, so that is kept.
@@ -447,16 +459,18 @@ def _pieces(row: Tokens, ends: Sequence[int]) -> Tokens:
     )
 
 
+def _opens(message: Message) -> bool:
+    return message["role"] == "system" or asks(message)
+
+
 def _exchanges(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
-    """The opening system messages, and the exchanges: each begins with a user's message."""
+    """The opening system messages, and the exchanges: each begins where a user asks something."""
     first = 0
     while first < len(messages) and messages[first]["role"] == "system":
         first += 1
     exchanges: list[list[Message]] = []
     for number in range(first, len(messages)):
-        begins = messages[number]["role"] == "user" and (
-            number == first or messages[number - 1]["role"] != "user"
-        )
+        begins = _opens(messages[number]) and (number == first or not _opens(messages[number - 1]))
         if begins or not exchanges:
             exchanges.append([])
         exchanges[-1].append(messages[number])

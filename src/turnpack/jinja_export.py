@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _SYSTEM_FIRST = "messages[0]['role'] == 'system'"
 _CONTENT = "message['content']"
+# An answer may have none: OpenAI's form has null where there are only tool calls.
+_ANSWER = f"({_CONTENT} or '')"
 
 
 def export(template: Template, *, bos: bool) -> str:
@@ -95,7 +97,8 @@ class _Export:
 
     def export(self, bos: bool) -> str:
         template = self.template
-        self.lines.append(f"{{#- turnpack template {template.name}: {template.source} #}}")
+        origin = f"turnpack template {template.name}: {template.source}".replace("#}", "")
+        self.lines.append(f"{{#- {origin} #}}")
         for name, text in template.variables:
             with self.block(f"if {name} is not defined"):
                 self.tag(f"set {name} = {_quoted(text)}")
@@ -225,7 +228,8 @@ class _Export:
                 self.branch("elif message['role'] == 'tool'")
                 self.write_result(turns)
             self.branch("else")
-            self.write(f"raise_exception('template {template.name} has no ' + message['role'])")
+            start = _quoted(f"template {template.name} has no ")
+            self.write(f"raise_exception({start} + message['role'])")
 
     def write_user(self) -> None:
         template = self.template
@@ -253,7 +257,7 @@ class _Export:
             self.write(self.text("cue"))
             self.write_reasoned()
         elif template.tools:
-            self.tag(f"set content = {_CONTENT}")
+            self.tag(f"set content = {_ANSWER}")
             self.write(self.text("cue", "answer", answer="content"))
         else:
             self.write(self.text("cue", "answer", "stop", "tail", answer=_CONTENT))
@@ -272,7 +276,7 @@ class _Export:
     def write_reasoned(self) -> None:
         """Set `content` and write it, with the reasoning where it belongs."""
         end = _quoted(END_OF_THINK)
-        self.tag(f"set content = {_CONTENT}")
+        self.tag(f"set content = {_ANSWER}")
         self.tag("set reasoning = ''")
         with self.block("if message['reasoning_content'] is string"):
             self.tag("set reasoning = message['reasoning_content']")

@@ -152,7 +152,8 @@ NAMED = (
         name="alpaca-newline",
         source="Alpaca as torchtune, axolotl and Unsloth write it",
         summary="Alpaca with a newline between 'Response:' and the answer, as several trainers "
-        f"write it; otherwise as alpaca. {_AGAIN}, without the preamble",
+        f"write it; otherwise as alpaca. {_AGAIN}, without the preamble; a system message takes "
+        "the preamble's place",
         cue="### Response:\n",
     ),
     _LLAMA2,

@@ -32,6 +32,7 @@ class Field(NamedTuple):
 Part = str | Segment | Field  # literal text, a control token, a field
 Pattern = tuple[Part, ...]
 
+_UNKNOWN = re.compile(r"\{\w+\|\w+[^}]*\}")
 _FIELD = re.compile(r"\{(\w+)(?:\|([lr]?strip)(?::([^}]+))?)?\}")
 
 
@@ -48,6 +49,9 @@ def compile_pattern(pattern: str, fields: Collection[str], controls: tuple[str, 
         parts.append(Field(name, method or "", chars))
         end = found.end()
     parts += _literal(pattern[end:], controls)
+    for part in parts:
+        if isinstance(part, str) and (wrong := _UNKNOWN.search(part)):
+            raise ValueError(f"{wrong.group()} in {pattern!r}: there are strip, lstrip and rstrip")
     return tuple(parts)
 
 

@@ -47,7 +47,7 @@ class Rendering:
     def render(self, tools: Sequence[Mapping[str, object]] | None) -> Rendered:
         """The segments, and what the template could not do."""
         template, patterns, messages = self.template, self.patterns, self.messages
-        writer = _Writer(template.written_bos)
+        writer = _Writer()
         notes = dict.fromkeys(template.notes)
         own = 1.0 if self.everything else None  # the weight of what belongs to no message
         writer.write(patterns["start"], own)
@@ -117,7 +117,7 @@ class Rendering:
         if not texts and default is not None:
             texts = [[_ordinary(default, own)]]
         if tools:
-            block = _Writer(template.written_bos)
+            block = _Writer()
             listed = "\n".join(_json(tool, "tools") for tool in tools)
             block.write(self.patterns["block"], own, {"tools": listed})
             texts.append(block.close())
@@ -128,7 +128,7 @@ class Rendering:
         if template.system_in_user is None:
             writer.write(self.patterns["system"], weight, {"system": text})
             return first, [], -1
-        folded = _Writer(template.written_bos)
+        folded = _Writer()
         folded.write(self.patterns["system_in_user"], weight, {"system": text})
         users = [number for number, m in enumerate(messages) if m["role"] == "user"]
         at = users[-1 if template.system_in_last_user else 0] if users else -1
@@ -185,6 +185,8 @@ class Rendering:
                 pattern = "answer_with_reasoning"
             elif reasoning:
                 warning = f"template {template.name} drops the reasoning of earlier answers"
+            elif not current and number in self.trained:
+                warning = f"template {template.name} writes earlier answers without reasoning"
             texts = {"reasoning": reasoning, "answer": content}
             values = {key: self._own(text, weight) for key, text in texts.items()}
             writer.write(self.patterns[pattern], weight, values)
@@ -218,7 +220,7 @@ class Rendering:
         messages = self.messages
         if number and messages[number - 1]["role"] == "tool":
             return
-        results = _Writer(self.template.written_bos)
+        results = _Writer()
         while number < len(messages) and messages[number]["role"] == "tool":
             own = _loss_weight(messages[number]) if self.everything else None
             if results.started:
@@ -230,11 +232,7 @@ class Rendering:
     def _last_query(self) -> int:
         """The number of the last message in which the user asks something."""
         for number in range(len(self.messages) - 1, -1, -1):
-            message = self.messages[number]
-            text = message["content"]
-            if message["role"] == "user" and not (
-                text.startswith(RESULT) and text.endswith(END_OF_RESULT)
-            ):
+            if asks(self.messages[number]):
                 return number
         return len(self.messages) - 1
 
@@ -245,10 +243,9 @@ _NOTHING: Mapping[str, Value] = {}
 class _Writer:
     """Puts segments together: control tokens one by one, ordinary text in runs of one weight."""
 
-    __slots__ = ("_bos", "_run", "_segments", "_weight")
+    __slots__ = ("_run", "_segments", "_weight")
 
-    def __init__(self, bos: str) -> None:
-        self._bos = bos
+    def __init__(self) -> None:
         self._segments: list[Segment] = []
         self._run: list[str] = []
         self._weight: float | None = None  # of the run; None where it is no target
@@ -283,13 +280,13 @@ class _Writer:
             self._run.append(text)
 
     def control(self, segment: Segment, weight: float | None) -> None:
-        """Write a control token, given as no target."""
+        """Write a control token, given as no target; one of weight 0 never becomes one."""
         if self._run:
             self._end_run()
-        # BOS is no target: the tokenizer or the template puts it there, never the model.
-        if weight is not None and segment.text != self._bos:
-            segment = _segment(segment.text, weight, control=True)
-        self._segments.append(segment)
+        if weight is None or not segment.weight:
+            self._segments.append(Segment(segment.text, False, True))
+        else:
+            self._segments.append(_segment(segment.text, weight, control=True))
 
     def append(self, segments: Sequence[Segment]) -> None:
         for segment in segments:
@@ -308,6 +305,13 @@ class _Writer:
         if self._run:
             self._end_run()
         return self._segments
+
+
+def asks(message: Message) -> bool:
+    """Whether a message is a user's own: not a tool's result that is spelled as a user's."""
+    text: str = message["content"]
+    spelled = text.startswith(RESULT) and text.endswith(END_OF_RESULT)
+    return message["role"] == "user" and not spelled
 
 
 def _segment(text: str, weight: float | None, *, control: bool) -> Segment:
