@@ -1,9 +1,8 @@
 """linksoul and firefly: every utterance encoded by itself, as their originals do.
 
 Both originals are restated here in plain Python, from what is known of them and without turnpack,
-and give the same ids and labels on the real files (every fifth row of the long ones). So does
-`concat` on the same utterances. Where an original has a defect, ours has the right thing; the last
-tests say which.
+and give the same ids and labels on every row of the real files. So does `concat` on the same
+utterances. Where an original has a defect, ours has the right thing; the last tests say which.
 """
 
 from __future__ import annotations
@@ -100,9 +99,8 @@ def family(name):
 def test_every_row_as_the_originals_build_it(tokenizer, file):
     backend, encode, added = family(tokenizer)
     bos, eos = backend.control_id(backend.bos), backend.control_id(backend.eos)
-    step = 5 if FILES[file] > 1000 else 1  # every row of two long files takes a minute
-    rows = rows_of(file)[::step]
-    conversations = list(records.read([SHARED / "data" / file]))[::step]
+    rows = rows_of(file)
+    conversations = list(records.read([SHARED / "data" / file]))
     for name, original in (("linksoul", linksoul), ("firefly", firefly)):
         tokens = tp.Encoder(backend, name)(conversations, rejects := [])
         assert {reject.reason for reject in rejects} <= {f"template {name} has no tools"}

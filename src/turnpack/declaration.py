@@ -297,9 +297,11 @@ class Template:
         markup = [tag for tag in self.markup if backend.control_id(tag) is not None]
         # At inference the tokenizer reads these in the template's text, declared or not.
         for token in getattr(backend, "reads_in_text", ()):
-            if token not in markers and token not in markup:
-                keys = {key for key in self.patterns if self._spells(key, token)}
-                (markers if keys & _TURN else markup).extend([token] * bool(keys))
+            keys = {key for key in self.patterns if self._spells(key, token)}
+            if keys & _TURN:
+                markers.append(token)
+            elif keys:
+                markup.append(token)
         turn = {*markers, *names.values()}
         return dataclasses.replace(
             self,
