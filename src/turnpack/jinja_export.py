@@ -99,6 +99,9 @@ class _Export:
         template = self.template
         origin = f"turnpack template {template.name}: {template.source}".replace("#}", "")
         self.lines.append(f"{{#- {origin} #}}")
+        # What ChatTemplate takes for control tokens, where no tokenizer tells.
+        tokens = json.dumps([*template.markers, *template.markup], ensure_ascii=False)
+        self.lines.append(f"{{#- control tokens: {tokens} #}}")
         for name, text in template.variables:
             with self.block(f"if {name} is not defined"):
                 self.tag(f"set {name} = {_quoted(text)}")

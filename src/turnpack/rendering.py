@@ -41,13 +41,13 @@ class Rendering:
         self.trained = {
             number
             for number in ([] if for_inference else answers)
-            if _loss_weight(messages[number]) is not None
+            if loss_weight(messages[number]) is not None
         }
 
     def render(self, tools: Sequence[Mapping[str, object]] | None) -> Rendered:
         """The segments, and what the template could not do."""
         template, patterns, messages = self.template, self.patterns, self.messages
-        writer = _Writer()
+        writer = Writer()
         notes = dict.fromkeys(template.notes)
         own = 1.0 if self.everything else None  # the weight of what belongs to no message
         writer.write(patterns["start"], own)
@@ -59,7 +59,7 @@ class Rendering:
         for number in range(first, last + 1):
             message = messages[number]
             role = message["role"]
-            loss = _loss_weight(message)
+            loss = loss_weight(message)
             weight = loss if self.everything else None
             if role == "user":
                 self._question(writer, message, weight, folded if number == fold_at else ())
@@ -84,7 +84,7 @@ class Rendering:
             writer.write(finish, own)
         else:  # what closes the conversation is the stop token of its last answer
             learns = self.everything or last in trained
-            writer.write(finish, _loss_weight(messages[last]) if learns else None)
+            writer.write(finish, loss_weight(messages[last]) if learns else None)
         if self._rewritten(fold_at):
             notes["prompt differs"] = None
         return Rendered(writer.close(), tuple(notes))
@@ -92,7 +92,7 @@ class Rendering:
     # -- what opens the conversation -----------------------------------------------------------
 
     def _open(
-        self, writer: _Writer, tools: Sequence[Mapping[str, object]] | None, own: float | None
+        self, writer: Writer, tools: Sequence[Mapping[str, object]] | None, own: float | None
     ) -> tuple[int, list[Segment], int]:
         """Write the system text and the tools, or fold the text.
 
@@ -103,13 +103,13 @@ class Rendering:
         texts: list[list[Segment]] = []  # an empty line goes between them
         if template.gathers_system:
             texts = [
-                [_ordinary(m["content"], _loss_weight(m) if self.everything else None)]
+                [_ordinary(m["content"], loss_weight(m) if self.everything else None)]
                 for m in messages
                 if m["role"] == "system"
             ]
         elif messages[0]["role"] == "system":
             first = 1
-            weight = _loss_weight(messages[0]) if self.everything else None
+            weight = loss_weight(messages[0]) if self.everything else None
             texts = [[_ordinary(messages[0]["content"], weight)]]
         default = template.default_system
         if messages[0].get("input") and template.default_system_with_input is not None:
@@ -117,7 +117,7 @@ class Rendering:
         if not texts and default is not None:
             texts = [[_ordinary(default, own)]]
         if tools:
-            block = _Writer()
+            block = Writer()
             listed = "\n".join(_json(tool, "tools") for tool in tools)
             block.write(self.patterns["block"], own, {"tools": listed})
             texts.append(block.close())
@@ -128,7 +128,7 @@ class Rendering:
         if template.system_in_user is None:
             writer.write(self.patterns["system"], weight, {"system": text})
             return first, [], -1
-        folded = _Writer()
+        folded = Writer()
         folded.write(self.patterns["system_in_user"], weight, {"system": text})
         users = [number for number, m in enumerate(messages) if m["role"] == "user"]
         at = users[-1 if template.system_in_last_user else 0] if users else -1
@@ -147,7 +147,7 @@ class Rendering:
 
     def _question(
         self,
-        writer: _Writer,
+        writer: Writer,
         message: Message,
         weight: float | None,
         folded: Sequence[Segment],
@@ -165,15 +165,16 @@ class Rendering:
         writer.write(pattern, weight, {"user": text, "input": extra})
 
     def _answer(
-        self, writer: _Writer, number: int, weight: float | None, current: bool
+        self, writer: Writer, number: int, weight: float | None, current: bool
     ) -> str | None:
         """Write an answer without its stop token; returns a warning where some of it is dropped."""
         template, message = self.template, self.messages[number]
+        recognised = template.recognised
         content: str = message["content"]
         reasoning = message.get("reasoning_content")
         warning = None
         if template.answer_with_reasoning is None:
-            writer.write(self.patterns["answer"], weight, {"answer": self._own(content, weight)})
+            writer.write(self.patterns["answer"], weight, {"answer": own_text(content, weight, recognised)})
             if reasoning:
                 warning = f"template {template.name} does not write reasoning_content"
         else:
@@ -188,41 +189,27 @@ class Rendering:
             elif not current and number in self.trained:
                 warning = f"template {template.name} writes earlier answers without reasoning"
             texts = {"reasoning": reasoning, "answer": content}
-            values = {key: self._own(text, weight) for key, text in texts.items()}
+            values = {key: own_text(text, weight, recognised) for key, text in texts.items()}
             writer.write(self.patterns[pattern], weight, values)
         for index, call in enumerate(message.get("tool_calls") or ()):
             if index or content:
                 writer.text("\n", weight)
             name, arguments = _call(call, number)
             values = {
-                "name": self._own(name, weight),
-                "arguments": self._own(arguments, weight),
+                "name": own_text(name, weight, recognised),
+                "arguments": own_text(arguments, weight, recognised),
             }
             writer.write(self.patterns["call"], weight, values)
         return warning
 
-    def _own(self, text: str, weight: float | None) -> Value:
-        """An assistant's text: it yields the tokens that the model itself must produce."""
-        recognised = self.template.recognised
-        if not recognised:
-            return text
-        parts = splitter(recognised).split(text)
-        if len(parts) == 1:
-            return text
-        return [
-            _segment(part, weight, control=place % 2 == 1)
-            for place, part in enumerate(parts)
-            if part
-        ]
-
-    def _result(self, writer: _Writer, number: int, weight: float | None) -> None:
+    def _result(self, writer: Writer, number: int, weight: float | None) -> None:
         """Write a tool's result, and with the first of several what goes around all of them."""
         messages = self.messages
         if number and messages[number - 1]["role"] == "tool":
             return
-        results = _Writer()
+        results = Writer()
         while number < len(messages) and messages[number]["role"] == "tool":
-            own = _loss_weight(messages[number]) if self.everything else None
+            own = loss_weight(messages[number]) if self.everything else None
             if results.started:
                 results.text("\n", own)
             results.write(self.patterns["result"], own, {"result": messages[number]["content"]})
@@ -240,7 +227,7 @@ class Rendering:
 _NOTHING: Mapping[str, Value] = {}
 
 
-class _Writer:
+class Writer:
     """Puts segments together: control tokens one by one, ordinary text in runs of one weight."""
 
     __slots__ = ("_run", "_segments", "_weight")
@@ -314,6 +301,18 @@ def asks(message: Message) -> bool:
     return message["role"] == "user" and not spelled
 
 
+def own_text(text: str, weight: float | None, recognised: tuple[str, ...]) -> Value:
+    """An assistant's text: it yields the tokens that the model itself must produce."""
+    if not recognised:
+        return text
+    parts = splitter(recognised).split(text)
+    if len(parts) == 1:
+        return text
+    return [
+        _segment(part, weight, control=place % 2 == 1) for place, part in enumerate(parts) if part
+    ]
+
+
 def _segment(text: str, weight: float | None, *, control: bool) -> Segment:
     if weight is None:
         return Segment(text, False, control)
@@ -324,7 +323,7 @@ def _ordinary(text: Any, weight: float | None) -> Segment:
     return _segment(text, weight, control=False)
 
 
-def _loss_weight(message: Message) -> float | None:
+def loss_weight(message: Message) -> float | None:
     """The weight of a message's loss; None where it never is a target."""
     if len(message) == 2:  # role and content
         return 1.0

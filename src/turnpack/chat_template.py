@@ -1,0 +1,720 @@
+"""ChatTemplate: any Jinja chat template, with exact targets.
+
+Owns what such a template is given, what of it is a target, and the programs that render further
+conversations without Jinja. How Jinja runs is in jinja_render.py, where turns stand in turns.py.
+It knows no template by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .declaration import TRAIN_ON
+from .jinja_render import JinjaTemplate, Message, to_json, strftime_now
+from .nouns import Conversation, Rendered, RowError, Segment
+from .nouns import Message as PlainMessage
+from .patterns import splitter
+from .provenance import (
+    ELSEWHERE,
+    Data,
+    Trace,
+    Traced,
+    Value,
+    plain,
+    single,
+    tracing,
+    wrapped,
+)
+from .rendering import loss_weight
+from .replay import Item, Program, compile_program, write
+from .turns import Place, Turns, Written
+
+if TYPE_CHECKING:
+    from .tokenizers import Backend
+
+SPANS = ("provenance", "generation")
+
+# What a control token looks like, where no tokenizer says which there are.
+_LOOKS_LIKE_CONTROL = re.compile(
+    r"<[|｜][^<>\s]+?>|<[^<>|｜\s]+[|｜]>|</?s>|<(?:bos|eos|pad)>|<(?:start|end)_of_\w+>"
+    r"|\[\|[^\[\]\s]+\|\]"
+)
+# How a template can say it: a comment with a list of strings as JSON.
+_DECLARED = re.compile(r"\{#-? control tokens: (\[.*\]) -?#\}")
+
+# Names under which templates read reasoning; the first is the one that others stand for.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+# Programs that are kept for one shape of conversation, and shapes for which some are kept.
+_PROGRAMS, _SHAPES = 8, 1024
+# Of so many replays one is compared with the template's own text.
+_CHECKED = 1024
+
+
+class ChatTemplate:
+    """A Jinja chat template, such as models come with, under the protocol of named templates.
+
+    `source`: the template's text. `bos_token`, `eos_token`: how the tokenizer spells them;
+    `variables`: whatever else the template reads (`enable_thinking`, `pad_token`), which `render`
+    may replace. `tool_use`: another template for conversations with tools. `name`: what messages
+    and reports call it.
+
+    The text is byte for byte that of transformers' `apply_chat_template`. An answer's span starts
+    where its inference prompt ends and runs through its stop token; no `{% generation %}` is
+    needed. With `spans="generation"` what stands in `{% generation %}` blocks is the target.
+
+    `control_tokens`: which tokens are control tokens; without it what a comment of the template
+    declares (`{# control tokens: ["<|im_start|>"] #}`), else what looks like one. `bind` replaces
+    all that by what the tokenizer has.
+
+    A template runs in Jinja's sandbox, in a bounded number of steps. Raises ValueError where
+    `source` is no template. Instances can be pickled.
+
+    >>> chatml = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    >>> messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    >>> ChatTemplate(chatml).render(messages).text
+    '<|user|>Hi<|end|><|assistant|>Hello<|end|>'
+    """
+
+    # The tokenizer puts nothing in front: the template writes BOS, or there is none.
+    writes_bos = True
+    runs = "joined"
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        tool_use: str | None = None,
+        spans: str = "provenance",
+        control_tokens: Sequence[str] | None = None,
+        name: str = "chat_template",
+        **variables: Any,
+    ) -> None:
+        if not isinstance(source, str):
+            raise TypeError(f"a chat template is a str, not {type(source).__name__}")
+        if spans not in SPANS:
+            raise ValueError(f"spans must be one of {', '.join(SPANS)}, not {spans!r}")
+        self.name, self.source, self.tool_use, self.spans = name, source, tool_use, spans
+        self.bos_token, self.eos_token, self.variables = bos_token, eos_token, variables
+        if control_tokens is None:
+            control_tokens = _declared_in(source)
+        self.control_tokens = None if control_tokens is None else tuple(control_tokens)
+        self.bound = False
+        self.recognised: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = ()
+        self._start()
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Any, *, name: str = "auto", **options: Any) -> ChatTemplate:
+        """The chat template that a tokenizer comes with, bound to it.
+
+        `tokenizer`: anything `turnpack.tokenizers.load` takes. `options`: as of ChatTemplate.
+        Raises ValueError where the tokenizer has no chat template.
+        """
+        from . import tokenizers
+
+        backend = tokenizers.load(tokenizer)
+        source = getattr(backend, "chat_template", None)
+        if not source:
+            raise ValueError(
+                f"{getattr(backend, 'name', 'the tokenizer')} comes with no chat template: "
+                "name one of turnpack's (`turnpack templates` lists them)"
+            )
+        if not isinstance(source, str):
+            if "default" not in source and len(source) > 1:
+                raise ValueError(
+                    f"the tokenizer's chat templates are {', '.join(source)}; none is the default"
+                )
+            options.setdefault("tool_use", source.get("tool_use"))
+            source = source.get("default") or next(iter(source.values()))
+        special = {**getattr(backend, "special_tokens", {})}
+        special.update(bos_token=backend.bos, eos_token=backend.eos)
+        given = {key: text for key, text in special.items() if text is not None}
+        return cls(source, name=name, **{**given, **options}).bind(backend)
+
+    # -- the protocol --------------------------------------------------------------------------
+
+    @property
+    def bos(self) -> str:
+        """How it spells BOS; empty where it has none."""
+        return self.bos_token or ""
+
+    def to_jinja(self) -> str:
+        """The template itself."""
+        return self.source
+
+    def fingerprint(self) -> str:
+        """Sha256 (hex) of all that decides the text and the targets."""
+        state = {k: v for k, v in self.__getstate__().items() if k != "name"}
+        return hashlib.sha256(repr(sorted(state.items())).encode()).hexdigest()
+
+    def bind(self, backend: Backend) -> ChatTemplate:
+        """The template with the control tokens that the tokenizer has, and its BOS and EOS.
+
+        A control token that the tokenizer lacks becomes ordinary text, with one UserWarning. Raises
+        ValueError where that is the token that ends an answer.
+        """
+        bound = copy.copy(self)
+        if bound.bos_token is None:
+            bound.bos_token = backend.bos
+        if bound.eos_token is None:
+            bound.eos_token = backend.eos
+        bound._start(keep=self)
+        own = (bound.bos_token, bound.eos_token)
+        wanted = dict.fromkeys(t for t in own if t and backend.control_id(t) is not None)
+        wanted |= dict.fromkeys(getattr(backend, "reads_in_text", ()))
+        lacking: dict[str, None] = {}
+        for match in bound._controls.finditer(bound._known().text):
+            token = match.group()
+            (wanted if backend.control_id(token) is not None else lacking)[token] = None
+        bound.control_tokens, bound.bound = tuple(wanted), True
+        bound._start(keep=self)
+        known = bound._known()
+        for token in lacking:
+            if known.unstopped.lstrip().startswith(token):
+                raise ValueError(
+                    f"template {self.name} stops with {token!r}, which is no added token of the "
+                    "tokenizer"
+                )
+        bound.notes = tuple(
+            f"the tokenizer has no token {token}: written as text" for token in lacking
+        )
+        for note in bound.notes:
+            warnings.warn(f"template {self.name}: {note}", stacklevel=3)
+        bound.recognised = tuple(
+            token for token in getattr(backend, "recognised", ()) if token not in known.turns
+        )
+        return bound
+
+    def render(
+        self,
+        messages: Sequence[PlainMessage],
+        tools: Sequence[Mapping[str, object]] | None = None,
+        *,
+        for_inference: bool = False,
+        train_on: str = "assistant",
+        **variables: Any,
+    ) -> Rendered:
+        """The conversation as segments.
+
+        `for_inference`: the prompt for the next answer, without any target. `train_on`: whose
+        tokens are targets, "assistant", "last" (the last answer only) or "all" (whatever is
+        written, BOS excepted); a message with `train` False or `weight` 0 never is. `variables`
+        replace those of the template.
+
+        Raises RowError where the template refuses the conversation, or where it cannot be told
+        where an answer stands in what it writes.
+        """
+        if train_on not in TRAIN_ON:
+            raise ValueError(f"train_on must be one of {', '.join(TRAIN_ON)}, not {train_on!r}")
+        _check(messages, tools)
+        how = _How(for_inference, train_on, tuple(sorted(variables.items())))
+        shape = _shape(how, messages, tools)
+        programs = self._programs.get(shape, ()) if shape is not None else ()
+        for program, notes in programs:
+            try:
+                segments = program(messages, tools or ())
+            except (LookupError, TypeError, ValueError, AttributeError):
+                continue
+            if segments is not None:
+                self._replayed += 1
+                if self._replayed % _CHECKED == 0:
+                    self._compare(segments, messages, tools, how)
+                return Rendered(segments, notes)
+        return self._render(messages, tools, how, shape)
+
+    # -- rendering -----------------------------------------------------------------------------
+
+    def _start(self, keep: ChatTemplate | None = None) -> None:
+        """Everything that follows from the arguments."""
+        if keep is None:
+            self._jinja = JinjaTemplate(self.source)
+            self._jinja_with_tools = None if self.tool_use is None else JinjaTemplate(self.tool_use)
+        else:
+            self._jinja, self._jinja_with_tools = keep._jinja, keep._jinja_with_tools
+        named = [t for t in (self.bos_token, self.eos_token) if t and not self.bound]
+        if self.control_tokens is not None:
+            self._controls = splitter(tuple(dict.fromkeys((*self.control_tokens, *named))))
+        else:
+            exact = sorted(named, key=len, reverse=True)
+            pattern = "|".join([*map(re.escape, exact), _LOOKS_LIKE_CONTROL.pattern])
+            self._controls = re.compile(pattern)
+        self._what_is_known: _Known | None = None
+        self._programs: dict[Any, list[tuple[Program, tuple[str, ...]]]] = {}
+        self._seen: set[Any] = set()
+        self._replayed = 0
+
+    _DERIVED = ("_jinja", "_jinja_with_tools", "_controls", "_what_is_known", "_programs", "_seen")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in self._DERIVED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()
+
+    def __repr__(self) -> str:
+        return f"ChatTemplate(name={self.name!r}, {len(self.source)} characters)"
+
+    def _template(self, tools: Any) -> JinjaTemplate:
+        return self._jinja_with_tools if tools and self._jinja_with_tools else self._jinja
+
+    def _variables(self, messages: Any, tools: Any, how: _How) -> dict[str, Any]:
+        named = {"bos_token": self.bos_token, "eos_token": self.eos_token}
+        return {
+            **{key: text for key, text in named.items() if text is not None},
+            **self.variables,
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": how.for_inference,
+            **dict(how.variables),
+        }
+
+    def _bare(self, messages: Sequence[PlainMessage], tools: Any, how: _How) -> str:
+        """The text, by the template alone."""
+        jinja = self._template(tools)
+        folds = "input" not in jinja.names
+        plain_messages = [_plain_message(message, folds) for message in messages]
+        return jinja.render(self._variables(plain_messages, tools, how))
+
+    def _written(self, messages: Sequence[PlainMessage], tools: Any, how: _How) -> Written:
+        """The text in pieces; call it in a `tracing` context."""
+        jinja = self._template(tools)
+        folds = "input" not in jinja.names
+        traced = [_traced_message(number, m, folds) for number, m in enumerate(messages)]
+        if tools is not None:
+            tools = [
+                Data(tool, (ELSEWHERE, "tools"), ("tools", number))
+                for number, tool in enumerate(tools)
+            ]
+        return Written(jinja.pieces(self._variables(traced, tools, how)))
+
+    def _render(
+        self, messages: Sequence[PlainMessage], tools: Any, how: _How, shape: Any
+    ) -> Rendered:
+        with tracing() as trace:
+            try:
+                written = self._written(messages, tools, how)
+            except RowError:
+                self._bare(messages, tools, how)  # says the same of what the caller knows
+                raise
+            spans, notes, static = self._spans(written, messages, tools, how)
+            items = self._items(written, spans, messages, how)
+            notes += self._unwritten(written, messages, tools)
+        if written.text != self._bare(messages, tools, how):
+            raise RowError("cannot follow the chat template", "its text differs when it is traced")
+        rendered = Rendered(write(items, self.recognised), (*self.notes, *notes))
+        if shape is not None and static and not trace.opaque:
+            self._remember(shape, trace, items, rendered.warnings)
+        return rendered
+
+    def _remember(
+        self, shape: Any, trace: Trace, items: list[Item], notes: tuple[str, ...]
+    ) -> None:
+        """Keep a program for conversations of this shape, from the second one on."""
+        if shape not in self._seen:
+            if len(self._seen) >= _SHAPES:
+                self._seen.clear()
+                self._programs.clear()
+            self._seen.add(shape)
+            return
+        programs = self._programs.setdefault(shape, [])
+        if len(programs) < _PROGRAMS:
+            functions = {"to_json": to_json, "strftime_now": strftime_now}
+            programs.append((compile_program(trace, items, self.recognised, functions), notes))
+
+    def _compare(
+        self, segments: list[Segment], messages: Sequence[PlainMessage], tools: Any, how: _How
+    ) -> None:
+        if "".join(s.text for s in segments) != self._bare(messages, tools, how):
+            self._programs.clear()
+            raise RowError("cannot follow the chat template", "its text differs when it is replayed")
+
+    # -- what is a target ----------------------------------------------------------------------
+
+    def _spans(
+        self, written: Written, messages: Sequence[PlainMessage], tools: Any, how: _How
+    ) -> tuple[list[tuple[Place, Place, float]], list[str], bool]:
+        """The targets as (start, end, weight), the warnings, and whether they are always there."""
+        if how.for_inference:
+            return [], [], True
+        weights = [loss_weight(message) for message in messages]
+        if how.train_on == "all":
+            spans = []
+            at: Place = (0, 0)
+            for begin, end, number in sorted(written.regions):
+                spans.append((at, begin, 1.0))
+                weight = weights[number]
+                if weight is not None:
+                    spans.append((begin, end, weight))
+                at = end
+            last = len(messages) - 1
+            if messages[last]["role"] == "assistant" and weights[last] != 1:
+                # What closes the conversation may be the stop token of its last answer.
+                span = self._turns(written, messages, tools, how).find(last)
+                if span is not None and span.end > at:
+                    weight = weights[last]
+                    spans += [] if weight is None else [(at, span.end, weight)]
+                    at = span.end
+            return [*spans, (at, written.end, 1.0)], [], True
+        answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+        if how.train_on == "last":
+            answers = answers[-1:]
+        trained = [number for number in answers if weights[number] is not None]
+        if self.spans == "generation":
+            return self._generated(written, trained, weights), [], True
+        turns = self._turns(written, messages, tools, how)
+        found = [span for number in trained if (span := turns.find(number)) is not None]
+        notes = []
+        if turns.unstopped:
+            notes.append("no stop token")
+        if turns.differs:
+            notes.append("prompt differs")
+        if turns.dropped:
+            notes.append(f"template {self.name} does not write an answer")
+        spans = [(s.start, s.end, weights[s.number] or 0.0) for s in found if s.start < s.end]
+        return spans, notes, turns.static
+
+    def _generated(
+        self, written: Written, trained: list[int], weights: list[float | None]
+    ) -> list[tuple[Place, Place, float]]:
+        """The targets that the template itself marks, of the messages that are trained."""
+        if not written.generation:
+            raise RowError(
+                "the template marks no answer", "there is no {% generation %} in what it writes"
+            )
+        spans = []
+        for start, end in written.generation:
+            number = next((k for a, b, k in written.regions if a <= start < b), None)
+            if number is None or number in trained:
+                weight = 1.0 if number is None else weights[number]
+                spans.append((start, end, weight or 0.0))
+        return spans
+
+    def _turns(
+        self, written: Written, messages: Sequence[PlainMessage], tools: Any, how: _How
+    ) -> Turns:
+        prompting = how._replace(for_inference=True)
+
+        def prompt(number: int) -> Written | None:
+            if number == 0:
+                return None
+            try:
+                return self._written(messages[:number], tools, prompting)
+            except RowError:
+                return None
+
+        known = self._known()
+        return Turns(
+            written,
+            prompt=prompt,
+            upto=lambda number: self._written(messages[: number + 1], tools, how),
+            controls=self._controls,
+            stops=known.stops,
+            cues=known.cues,
+            bos=self.bos,
+            last=len(messages) - 1,
+        )
+
+    def _items(
+        self,
+        written: Written,
+        spans: list[tuple[Place, Place, float]],
+        messages: Sequence[PlainMessage],
+        how: _How,
+    ) -> list[Item]:
+        """The pieces, cut where targets begin and end and around control tokens."""
+        items: list[Item] = []
+        left = sorted(spans)
+        cuts: dict[int, list[int]] = {}
+        for start, end, _ in left:
+            for number, offset in (start, end):
+                if offset:
+                    cuts.setdefault(number, []).append(offset)
+
+        def weight_at(place: Place) -> float | None:
+            while left and left[0][1] <= place:
+                left.pop(0)
+            return left[0][2] if left and left[0][0] <= place else None
+
+        everything = how.train_on == "all" and not how.for_inference
+        for number, piece in enumerate(written.pieces):
+            offsets = sorted({0, *cuts.get(number, ())})
+            if type(piece) is Traced:
+                origin, field = piece._origin
+                own = origin != ELSEWHERE and messages[origin]["role"] == "assistant"
+                kind = "own" if own and field != "name" else "text"
+                for start, end in zip(offsets, [*offsets[1:], None], strict=True):
+                    weight = weight_at((number, start))
+                    if everything and origin != ELSEWHERE:
+                        weight = loss_weight(messages[origin])
+                    part = piece
+                    if len(offsets) > 1:
+                        part = single(plain(piece)[start:end], piece._origin, None)
+                    items.append(Item(kind, part, weight))
+                continue
+            at = 0
+            for match in [*self._controls.finditer(piece), None]:
+                stop = len(piece) if match is None else match.start()
+                for start in [at, *(o for o in offsets if at < o < stop)]:
+                    end = min([o for o in offsets if o > start] + [stop])
+                    if end > start:
+                        items.append(
+                            Item("text", piece[start : min(end, stop)], weight_at((number, start)))
+                        )
+                if match is not None:
+                    weight = weight_at((number, stop))
+                    token = match.group()
+                    items.append(Item("control", token, None if token == self.bos else weight))
+                    at = match.end()
+        return items
+
+    def _unwritten(
+        self, written: Written, messages: Sequence[PlainMessage], tools: Any
+    ) -> list[str]:
+        """Warnings of what the template leaves out altogether."""
+        notes = []
+        origins = {piece._origin for piece in written.pieces if type(piece) is Traced}
+        for number, message in enumerate(messages):
+            if message.get("tool_calls") and (number, "tool_calls") not in origins:
+                notes.append(f"template {self.name} does not write tool_calls")
+            if any(message.get(key) for key in _REASONING) and not any(
+                (number, key) in origins for key in _REASONING
+            ):
+                notes.append(f"template {self.name} does not write reasoning_content")
+        if tools and (ELSEWHERE, "tools") not in origins:
+            notes.append(f"template {self.name} does not write tools")
+        return list(dict.fromkeys(notes))
+
+    # -- what is known of every conversation ---------------------------------------------------
+
+    def _known(self) -> _Known:
+        """What stands around answers, from conversations made for this."""
+        if self._what_is_known is None:
+            self._what_is_known = _NOTHING_KNOWN
+            for messages in _PROBES:
+                try:
+                    with tracing():
+                        self._what_is_known = self._learn(messages)
+                    break
+                except RowError:  # of a kind that this template does not write
+                    continue
+        return self._what_is_known
+
+    def _learn(self, messages: Sequence[PlainMessage]) -> _Known:
+        how = _How(False, "assistant", ())
+        written = self._written(messages, None, how)
+        answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+        prompts = []
+        for number in answers:
+            with contextlib.suppress(RowError):
+                prompting = how._replace(for_inference=True)
+                prompts.append(self._written(messages[:number], None, prompting))
+        cues = {p.literal(p.after) for p in prompts if p.after is not None} - {""}
+        turns = self._turns(written, messages, None, how)
+        spans = [turns.find(number) for number in answers]
+        unstopped = ""
+        outside: list[str] = []  # what the template writes around the answers
+        at: Place = (0, 0)
+        for span in spans:
+            if span is None:
+                continue
+            begin, end = written.region(span.number)
+            outside += written.literals(at, begin)
+            opening = self._controls.search("".join(written.literals(begin, span.start)))
+            outside += [opening.group()] if opening else []
+            if span.number in turns.unstopped:
+                unstopped = written.literal(span.end, end)
+            at = span.end
+        outside += written.literals(at, written.end)
+        tokens = {match.group() for text in outside for match in self._controls.finditer(text)}
+        named = {token for token in (self.bos_token, self.eos_token) if token}
+        return _Known(
+            stops=frozenset(turns.stopped_by),
+            cues=tuple(sorted(cues)),
+            turns=frozenset(tokens | turns.stopped_by | named),
+            unstopped=unstopped,
+            text="\n".join([written.text, *(p.text for p in prompts)]),
+        )
+
+
+_PROBES: tuple[tuple[PlainMessage, ...], ...] = tuple(
+    tuple({"role": role, "content": text} for role, text in zip(roles, texts, strict=False))
+    for texts in [("Good morning", "Yes", "What now", "Well then", "Bye", "So long")]
+    for roles in (
+        ("system", "user", "assistant", "user", "assistant"),
+        ("user", "assistant", "user", "assistant"),
+        ("system", "user", "assistant"),
+        ("user", "assistant"),
+    )
+)
+
+
+class _Known(NamedTuple):
+    """What a template writes around any answer.
+
+    `stops`: the tokens that end one. `cues`: what prompts end with. `turns`: the control tokens
+    that open or close a turn. `unstopped`: what follows an answer that no control token stops.
+    `text`: what it wrote to find out.
+    """
+
+    stops: frozenset[str]
+    cues: tuple[str, ...]
+    turns: frozenset[str]
+    unstopped: str
+    text: str
+
+
+_NOTHING_KNOWN = _Known(frozenset(), (), frozenset(), "", "")
+
+
+class _How(NamedTuple):
+    """How a conversation is rendered."""
+
+    for_inference: bool
+    train_on: str
+    variables: tuple[tuple[str, Any], ...]
+
+
+def _declared_in(source: str) -> list[str] | None:
+    """The control tokens that a comment of the template declares."""
+    found = _DECLARED.search(source)
+    if found is None:
+        return None
+    try:
+        tokens = json.loads(found.group(1))
+    except ValueError:
+        tokens = None
+    if not isinstance(tokens, list) or not all(isinstance(t, str) and t for t in tokens):
+        raise ValueError("the template's comment on its control tokens is no list of strings")
+    return tokens
+
+
+# -- messages as the template sees them ------------------------------------------------------------
+
+
+def _check(messages: Any, tools: Any) -> None:
+    """Raises RowError where messages are none; an answer may have no text, or parts of text."""
+    try:
+        Conversation(messages, tools)
+    except RowError:
+        if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
+            raise
+        Conversation([_with_text(message) for message in messages], tools)
+
+
+def _with_text(message: PlainMessage) -> PlainMessage:
+    content = message.get("content")
+    if content is None and message.get("role") == "assistant":
+        return {**message, "content": ""}
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        texts = [part.get("text") for part in content if isinstance(part, Mapping)]
+        if len(texts) == len(content) and all(isinstance(text, str) for text in texts):
+            return {**message, "content": "".join(texts)}
+    return message
+
+
+def _plain_message(message: PlainMessage, folds: bool) -> dict[str, Any]:
+    """A message as transformers hands it to a template: without what is null.
+
+    `folds`: the template does not read Alpaca's `input`, so it follows the user's text.
+    """
+    made = {key: value for key, value in message.items() if value is not None}
+    if folds and made.get("input"):
+        made["content"] = f"{made['content']}\n{made['input']}"
+    return _with_reasoning(made)
+
+
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    reasoning = next((message[key] for key in _REASONING if key in message), None)
+    if reasoning is None:
+        return message
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+def _traced_message(number: int, message: PlainMessage, folds: bool) -> Message:
+    """The same, every text of it traced."""
+    made: dict[str, Any] = {}
+    for key, value in message.items():
+        if value is None:
+            continue
+        if key == "role":
+            made[key] = value
+        elif type(value) is str:
+            made[key] = single(value, (number, key), ("get", number, key))
+        elif key == "tool_calls":
+            made[key] = [
+                _traced_call(call, (number, key), ("get", number, key, place))
+                for place, call in enumerate(value)
+            ]
+        else:
+            made[key] = wrapped(value, (number, key))
+    if folds and message.get("input"):
+        made["content"] = made["content"] + "\n" + made["input"]
+    return Message(number, _with_reasoning(made))
+
+
+def _traced_call(call: Mapping[str, Any], origin: tuple[int, str], path: Value) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for key, value in call.items():
+        here = (*path, key)
+        if type(value) is str:
+            made[key] = single(value, origin, here)
+        elif key == "function" and isinstance(value, Mapping):
+            made[key] = _traced_call(value, origin, here)
+        elif isinstance(value, Mapping):
+            made[key] = Data(value, origin, here)
+        else:
+            made[key] = wrapped(value, origin)
+    return made
+
+
+def _shape(how: _How, messages: Sequence[PlainMessage], tools: Any) -> Any:
+    """All of a conversation that no question is asked about: roles, keys, numbers.
+
+    None where there is more than that, so that no program can be kept for it.
+    """
+    parts: list[Any] = []
+    try:
+        for message in messages:
+            if len(message) == 2:
+                if type(message["content"]) is not str:
+                    return None
+                parts.append(message["role"])
+            else:
+                parts.append(_fields(message))
+        shape = how, tuple(parts), None if tools is None else len(tools)
+        hash(shape)
+    except (KeyError, TypeError):
+        return None
+    return shape
+
+
+def _fields(message: Mapping[str, Any]) -> tuple[Any, ...]:
+    parts: list[Any] = []
+    for key, value in message.items():
+        if key == "role":
+            parts.append(value)
+        elif type(value) is str:
+            parts.append(key)
+        elif value is None or type(value) in (bool, int, float):
+            parts.append((key, type(value).__name__, value))
+        elif key == "tool_calls":
+            parts.append((key, *map(_fields, value)))
+        elif key == "function" and isinstance(value, Mapping):
+            parts.append((key, _fields(value)))
+        elif isinstance(value, Mapping) and key == "arguments":
+            parts.append((key, "object"))
+        else:
+            raise TypeError("more than texts and numbers")
+    return tuple(parts)

@@ -1,0 +1,498 @@
+"""Jinja chat templates: rendered in a sandbox as transformers renders them, plain or traced.
+
+Owns the environment: settings, filters, functions, bounds, and how the engine is taught to keep
+track of where text comes from. The one module that imports jinja2; knows no message and no role.
+
+The settings are those of transformers' `apply_chat_template`. The traced form changes the parsed
+template where the engine would lose track: `~` becomes `+` of strings, `in` becomes a test, and
+loops say which message they are at. It writes the same text.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from types import BuiltinMethodType, FunctionType, MethodType
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Context, Macro, Undefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.utils import Namespace
+from markupsafe import Markup
+
+from .nouns import RowError
+from .provenance import (
+    MAX_TEXT,
+    Data,
+    Mark,
+    Traced,
+    Value,
+    current_trace,
+    join,
+    join_with,
+    mixed,
+    plain,
+    refuse_work,
+    single,
+    traced_in,
+)
+
+# A number that pads or repeats text may not be larger, nor have more bits.
+_MAX_NUMBER = 1 << 20
+_MAX_BITS = 4096
+
+
+class Message(dict):  # type: ignore[type-arg]
+    """A message as a traced template sees it; it knows its number."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int, content: Mapping[str, Any]) -> None:
+        super().__init__(content)
+        self.number = number
+
+
+class _Generation(Extension):
+    """The tags `generation` and `endgeneration`, with marks at both ends."""
+
+    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """See jinja2.ext.Extension."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = self.call_method("_block")
+        return nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def _block(self, caller: Macro) -> str:
+        content = caller()
+        if not isinstance(self.environment, _Tracing):
+            return content
+        return join((Mark("generation"), content, Mark("endgeneration")))
+
+
+def _raise_exception(message: Any) -> NoReturn:
+    raise jinja2.TemplateError(str(message))
+
+
+def strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
+
+
+def to_json(
+    x: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without HTML escapes, as transformers has it."""
+    return json.dumps(
+        x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+class _Dict:
+    """The template's `dict`: a function, so that nothing else of the class can be reached."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args, **kwargs)
+
+
+class _Namespace(Namespace):
+    """The template's `namespace`: without names that begin with an underscore."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, rest = args[0], args[1:]
+        content = dict(*rest, **kwargs)
+        for name in content:
+            _check_name(name)
+        Namespace.__init__(self, content)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace has no attribute {name!r}: it begins with an underscore")
+
+
+class _Plain(ImmutableSandboxedEnvironment):
+    """The environment of transformers."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, loopcontrols],
+            cache_size=0,
+            **options,
+        )
+        self.filters["tojson"] = to_json
+        self.globals.update(
+            raise_exception=_raise_exception,
+            strftime_now=strftime_now,
+            dict=_Dict(),
+            namespace=_Namespace,
+        )
+
+
+# Filters that only call a string's methods, or that hand on what they find in lists and objects.
+_SAFE_FILTERS = set(
+    """attr batch capitalize count d default dictsort first groupby items last length list lower map
+    max min reject rejectattr replace reverse select selectattr slice sort sum trim unique
+    upper""".split()
+)
+_NUMBERS_IN_FORMAT = re.compile(r"\d{5,}|\*")
+
+
+class _Tracing(_Plain):
+    """The environment in which text is traced and work is counted."""
+
+    intercepted_binops = frozenset(("+", "%", "*", "**"))
+
+    def __init__(self) -> None:
+        super().__init__(finalize=_as_text)
+        self.concat = join  # type: ignore[assignment]
+        for name, function in self.filters.items():
+            if name not in _SAFE_FILTERS:
+                self.filters[name] = _guarded_filter(function)
+        self.filters.update(
+            tojson=_traced_json, join=_join_filter, string=_as_text, safe=_safe, _at=_at, _end=_end
+        )
+        self.tests["in"] = _is_in
+        self.tests["_longer"] = _is_longer
+        self.globals["strftime_now"] = _traced_strftime
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """See SandboxedEnvironment."""
+        if operator == "+":
+            if isinstance(left, str) and isinstance(right, str):
+                if type(left) is Markup or type(right) is Markup:
+                    return _unmodelled(lambda a, b: a + b, left, right)
+                return join((left, right))
+            return left + right
+        if operator == "%" and isinstance(left, str):
+            _check_format(left)
+            return _unmodelled(lambda a, b: a % b, left, right)
+        if operator == "*":
+            for one, times in ((left, right), (right, left)):
+                if isinstance(one, (str, list, tuple)) and isinstance(times, int):
+                    if times > MAX_TEXT // max(1, _length(one)):
+                        refuse_work(f"repeats something {times} times")
+                    current_trace().spend(1 + (max(times, 0) * _length(one) >> 10))
+                    if isinstance(one, str):
+                        return _unmodelled(lambda a, b: a * b, left, right)
+        elif operator == "**" and isinstance(right, int) and right > _MAX_BITS:
+            refuse_work(f"raises a number to the power of {right}")
+        result = self.binop_table[operator](left, right)
+        if isinstance(result, int) and result.bit_length() > _MAX_BITS:
+            refuse_work(f"computes a number of {result.bit_length()} bits")
+        return result
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """See SandboxedEnvironment."""
+        if not isinstance(value, (MethodType, BuiltinMethodType)):
+            return None
+        if value.__name__ not in ("format", "format_map") or type(value.__self__) is not Traced:
+            return super().wrap_str_format(value)
+        source = value.__self__
+        formatted = super().wrap_str_format(getattr(plain(source), value.__name__))
+        if formatted is None:
+            return None
+        return lambda *args, **kwargs: mixed(formatted(*args, **kwargs), [source])
+
+    def call(__self, __context: Context, __callable: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+        """See SandboxedEnvironment."""
+        current_trace().spend(1)
+        owner = getattr(__callable, "__self__", None)
+        if isinstance(owner, str):
+            _check_numbers(args)
+            if __callable.__name__ == "join" and len(args) == 1:
+                return join_with(owner, args[0])
+        elif getattr(__callable, "__name__", "") in ("format", "format_map"):
+            _check_format(str(getattr(__callable, "__wrapped__", __callable)))
+        result = super().call(__context, __callable, *args, **kwargs)
+        if type(result) is str and isinstance(
+            __callable, (BuiltinMethodType, MethodType, FunctionType)
+        ):
+            # Jinja hands a loop's variables on beside the arguments.
+            named = [value for name, value in kwargs.items() if name not in _SCOPES]
+            sources = traced_in([owner, args, named]) if not isinstance(owner, dict) else []
+            if sources:
+                return mixed(result, sources)
+        return result
+
+
+_SCOPES = ("_loop_vars", "_block_vars")
+
+
+def _length(value: Any) -> int:
+    return str.__len__(value) if isinstance(value, str) else len(value)
+
+
+def _unmodelled(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+    """An operation on texts of which nothing is known but that the result comes from both."""
+    sources = [*traced_in(left), *traced_in(right)]
+    if isinstance(left, Traced):
+        left = plain(left)
+    result = operation(left, right)
+    return mixed(str(result), sources) if sources and isinstance(result, str) else result
+
+
+def _check_numbers(args: tuple[Any, ...]) -> None:
+    for argument in args:
+        if type(argument) is int and abs(argument) > _MAX_NUMBER:
+            refuse_work(f"passes {argument} to a string's method or a filter")
+
+
+def _check_format(pattern: str) -> None:
+    if _NUMBERS_IN_FORMAT.search(plain(pattern)):
+        refuse_work("formats to an enormous width")
+
+
+def _guarded_filter(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter of which nothing is known but that its result comes from its arguments."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        _check_numbers((*args, *kwargs.values()))
+        result = function(*args, **kwargs)
+        sources = [*traced_in(args), *traced_in(kwargs)]
+        if sources:
+            if isinstance(result, str):
+                return mixed(plain(result), sources)
+            current_trace().opaque = True
+        return result
+
+    return guarded
+
+
+def _as_text(value: Any) -> Any:
+    """A value as the text that is written: what `str` makes of it."""
+    if isinstance(value, str) or value is None or isinstance(value, (int, float, Undefined)):
+        return value if isinstance(value, str) else str(value)
+    sources = traced_in(value)
+    return mixed(str(value), sources) if sources else str(value)
+
+
+def _safe(value: Any) -> Any:
+    """The filter `safe`: nothing is escaped here, so traced text stays what it is."""
+    return value if isinstance(value, Traced) else Markup(_as_text(value))
+
+
+def _traced_json(x: Any, *args: Any, **kwargs: Any) -> str:
+    _check_numbers((*args, *kwargs.values()))
+    if type(x) is Data:
+        text = to_json(x._content, *args, **kwargs)
+    else:
+        text = to_json(x, *args, **kwargs)
+    if type(x) is Data or (type(x) is Traced and x._pieces is None):
+        value = getattr(x, "_value", None)
+        return _json_piece(text, x._origin, value, args, kwargs)
+    sources = traced_in(x)
+    return mixed(text, sources) if sources else text
+
+
+def _json_piece(
+    text: str,
+    origin: tuple[int, str],
+    value: Value | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> str:
+    options = (args, tuple(sorted(kwargs.items())))
+    simple = all(
+        type(each) in (bool, int, str, type(None)) for each in (*args, *kwargs.values())
+    )
+    if value is None or not simple:
+        current_trace().opaque = True
+        return single(text, origin, None)
+    return single(text, origin, ("json", value, options))
+
+
+@jinja2.pass_eval_context
+def _join_filter(
+    context: nodes.EvalContext, value: Any, d: str = "", attribute: str | int | None = None
+) -> str:
+    """The filter `join`, as Jinja has it without autoescape."""
+    if attribute is not None:
+        from jinja2.filters import make_attrgetter
+
+        value = map(make_attrgetter(context.environment, attribute), value)
+    return join_with(str(d), map(_as_text, value))
+
+
+def _is_in(value: Any, container: Any) -> bool:
+    """The operator `in`; a text that holds another is asked even if it is the template's."""
+    if type(value) is Traced and isinstance(container, str) and type(container) is not Traced:
+        return bool(value._ask("__in__", (container,), str.__contains__(container, value)))
+    return value in container
+
+
+def _is_longer(value: Any, length: int) -> bool:
+    """`value | length > length`."""
+    return value.longer_than(length) if type(value) is Traced else len(value) > length
+
+
+def _traced_strftime(format: str) -> str:
+    text = strftime_now(format)
+    current_trace().guards["strftime_now", ("constant",), (plain(format),)] = text
+    return text
+
+
+# A filter that takes the context is never computed when the template is compiled.
+@jinja2.pass_context
+def _at(_: Context, value: Any, loop: int) -> str:
+    """A mark where a loop's turn begins, if its variable is a message."""
+    current_trace().spend(1)
+    return Mark("message", value.number, loop) if type(value) is Message else ""
+
+
+@jinja2.pass_context
+def _end(_: Context, value: Any, loop: int) -> str:
+    """A mark where a loop is over."""
+    return Mark("end", loop=loop)
+
+
+class JinjaTemplate:
+    """A chat template, compiled once for plain and once for traced rendering.
+
+    Raises ValueError where the text is no Jinja template.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        try:
+            self._plain = _PLAIN.from_string(source)
+            tree = _TRACING.parse(source)
+            self.names = {
+                node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)
+            } | {node.attr for node in tree.find_all(nodes.Getattr)}
+            self.literals = tuple(
+                dict.fromkeys(
+                    [node.data for node in tree.find_all(nodes.TemplateData)]
+                    + [n.value for n in tree.find_all(nodes.Const) if isinstance(n.value, str)]
+                )
+            )
+            self.has_generation = "{% generation" in source or "{%- generation" in source
+            self._traced = _TRACING.from_string(_instrumented(tree))
+        except (jinja2.TemplateError, RecursionError) as error:
+            raise ValueError(f"not a Jinja chat template: {error}") from None
+
+    def render(self, variables: Mapping[str, Any]) -> str:
+        """The text, without anything traced."""
+        try:
+            return self._plain.render(variables)
+        except _ERRORS as error:
+            raise _refused(error) from None
+
+    def pieces(self, variables: Mapping[str, Any]) -> str:
+        """The text of `variables` with Traced strings in them; see `provenance.pieces_of`."""
+        template = self._traced
+        try:
+            context = template.new_context(dict(variables))
+            return join(template.root_render_func(context))
+        except _ERRORS as error:
+            raise _refused(error) from None
+
+
+# What a template can raise on data that it cannot write.
+_ERRORS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+def _refused(error: BaseException) -> RowError:
+    if isinstance(error, RowError):
+        return error
+    said = str(error) or type(error).__name__
+    if isinstance(error, RecursionError):
+        return RowError("the chat template asks for too much", "it calls itself without end")
+    return RowError("the chat template refuses the conversation", said)
+
+
+def _instrumented(tree: nodes.Template) -> nodes.Template:
+    """The parsed template with what tracing needs."""
+    environment = tree.environment
+    for loop, node in enumerate(tree.find_all(nodes.For)):
+        node.body.insert(0, _output("_at", node.target, loop, node))
+        node.turnpack_loop = loop  # type: ignore[attr-defined]
+    return _rewritten(tree).set_environment(environment)  # type: ignore[no-any-return]
+
+
+def _output(name: str, target: nodes.Node, loop: int, at: nodes.Node) -> nodes.Output:
+    value: nodes.Expr = nodes.Const(None)
+    if isinstance(target, nodes.Name):
+        value = nodes.Name(target.name, "load")
+    filtered = nodes.Filter(value, name, [nodes.Const(loop)], [], None, None)
+    return nodes.Output([filtered]).set_lineno(at.lineno, override=True)  # type: ignore[no-any-return]
+
+
+def _rewritten(node: Any) -> Any:
+    """The node with everything below it rewritten."""
+    for field in node.fields:
+        value = getattr(node, field)
+        if isinstance(value, nodes.Node):
+            setattr(node, field, _rewritten(value))
+        elif isinstance(value, list):
+            made = []
+            for item in value:
+                made.append(_rewritten(item) if isinstance(item, nodes.Node) else item)
+                if isinstance(item, nodes.For):
+                    loop = item.turnpack_loop  # type: ignore[attr-defined]
+                    made.append(_output("_end", nodes.Const(None), loop, item))
+            setattr(node, field, made)
+    if isinstance(node, nodes.Concat):
+        # Jinja joins what `str` makes of each.
+        parts = [nodes.Filter(part, "string", [], [], None, None) for part in node.nodes]
+        sum_: nodes.Expr = parts[0]
+        for part in parts[1:]:
+            sum_ = nodes.Add(sum_, part)
+        return sum_.set_lineno(node.lineno, override=True)
+    if isinstance(node, nodes.Compare) and len(node.ops) == 1:
+        return _compared(node, node.ops[0]).set_lineno(node.lineno, override=True)
+    return node
+
+
+def _compared(node: nodes.Compare, operand: nodes.Operand) -> nodes.Expr:
+    """`in` and comparisons of a length as tests, which can see who asks."""
+    value, other, op = node.expr, operand.expr, operand.op
+    if op in ("in", "notin"):
+        test: nodes.Expr = nodes.Test(value, "in", [other], [], None, None)
+        return nodes.Not(test) if op == "notin" else test
+    if (
+        op in ("gt", "lteq", "eq", "ne")
+        and isinstance(value, nodes.Filter)
+        and value.name in ("length", "count")
+        and value.node is not None
+        and isinstance(other, nodes.Const)
+        and type(other.value) is int
+        and (other.value == 0 or op in ("gt", "lteq"))
+    ):
+        test = nodes.Test(value.node, "_longer", [other], [], None, None)
+        return nodes.Not(test) if op in ("lteq", "eq") else test
+    return node
+
+
+_PLAIN = _Plain()
+_TRACING = _Tracing()

@@ -1,0 +1,217 @@
+"""Replay: what one rendering has shown, as a function that renders other conversations faster.
+
+Owns the translation of a laid out text into Python. The function asks every question that the
+rendering asked (see provenance.py); where one has another answer it returns None, and the
+conversation is rendered by its template. Knows no template and no message.
+
+The code is written from quoted constants, field names and names of string methods that stand in
+provenance.py; nothing of a template or a conversation is ever run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .nouns import Segment
+from .provenance import CHANGES, QUESTIONS, SPLITS, STRIPS, Trace, Traced, Value
+from .rendering import Writer, own_text
+
+
+class Item(NamedTuple):
+    """A piece of what is written: `weight` None where it is no target.
+
+    `kind`: "control" (a token), "text" (ordinary), "own" (an assistant's, in which some tokens are
+    recognised).
+    """
+
+    kind: str
+    text: str
+    weight: float | None
+
+
+Messages = Sequence[Mapping[str, Any]]
+Program = Callable[[Messages, Sequence[Any]], "list[Segment] | None"]
+
+
+def write(items: Sequence[Item], recognised: tuple[str, ...]) -> list[Segment]:
+    """The segments of what is written."""
+    writer = Writer()
+    for kind, text, weight in items:
+        if kind == "control":
+            writer.control(Segment(text, False, True), weight)
+        elif kind == "own":
+            value = own_text(str.__str__(text), weight, recognised)
+            if isinstance(value, str):
+                writer.text(value, weight)
+            else:
+                writer.append(value)
+        else:
+            writer.text(str.__str__(text), weight)
+    return writer.close()
+
+
+def compile_program(
+    trace: Trace, items: Sequence[Item], recognised: tuple[str, ...], functions: Mapping[str, Any]
+) -> Program:
+    """The function that renders a conversation as `items` were rendered, or returns None.
+
+    `functions`: the template's own, `to_json` and `strftime_now`.
+    """
+    return _Compiler(recognised, functions).compile(trace, items)
+
+
+_METHODS = {*CHANGES, *SPLITS, *STRIPS}
+
+
+class _Compiler:
+    def __init__(self, recognised: tuple[str, ...], functions: Mapping[str, Any]) -> None:
+        self.recognised = recognised
+        self.names: dict[str, Any] = {
+            "Segment": Segment,
+            "new": tuple.__new__,
+            "write": self.write,
+            **functions,
+        }
+        self.lines: list[str] = []
+        self.known: dict[Value, str] = {}
+
+    def constant(self, value: Any) -> str:
+        name = f"k{len(self.names)}"
+        self.names[name] = value
+        return name
+
+    def value(self, value: Value) -> str:
+        """The name of the variable that holds a value; it is computed where it has none yet."""
+        if value not in self.known:
+            code = self.code(value)
+            self.known[value] = name = f"v{len(self.known)}"
+            self.lines.append(f"{name} = {code}")
+        return self.known[value]
+
+    def code(self, value: Value) -> str:
+        kind, first, *rest = value
+        if kind in ("get", "tools"):
+            table = "messages" if kind == "get" else "tools"
+            return table + "".join(f"[{self.constant(key)}]" for key in (first, *rest))
+        if kind == "call":
+            if first not in _METHODS:
+                raise ValueError(f"no string method {first!r}")
+            return f"{self.value(rest[0])}.{first}(*{self.constant(rest[1])})"
+        if kind == "item":
+            key = rest[0]
+            key = slice(*key[1:]) if isinstance(key, tuple) else key
+            return f"{self.value(first)}[{self.constant(key)}]"
+        if kind == "json":
+            args, kwargs = rest[0]
+            return f"to_json({self.value(first)}, *{self.constant(args)}, **{self.constant(dict(kwargs))})"
+        raise ValueError(f"no value of kind {kind!r}")
+
+    def question(self, name: str, value: Value, arguments: tuple[Any, ...]) -> str:
+        if name == "strftime_now":
+            return f"strftime_now(*{self.constant(arguments)})"
+        subject = self.value(value)
+        if name == "same":
+            return f"{subject} == {self.value(arguments)}"
+        if name == "bool":
+            return f"bool({subject})"
+        if name == "__len__":
+            return f"len({subject})"
+        first = self.constant(arguments[0]) if arguments else ""
+        operators = {
+            "__eq__": f"{subject} == {first}",
+            "__contains__": f"{first} in {subject}",
+            "__in__": f"{subject} in {first}",
+            "longer": f"len({subject}) > {first}",
+        }
+        if name in operators:
+            return operators[name]
+        if name not in QUESTIONS:
+            raise ValueError(f"no question {name!r}")
+        return f"{subject}.{name}(*{self.constant(arguments)})"
+
+    def compile(self, trace: Trace, items: Sequence[Item]) -> Program:
+        for (name, value, arguments), answer in trace.guards.items():
+            asked = self.question(name, value, arguments)
+            if answer is True or answer is False:
+                self.lines.append(f"if {'not ' * answer}({asked}): return None")
+            else:
+                self.lines.append(f"if {asked} != {self.constant(answer)}: return None")
+        runs = _runs(items)
+        # Runs that could be empty, and texts in which a token could be recognised, are written
+        # piece by piece.
+        unusual: list[str] = []
+        firsts = _first_characters(self.recognised)
+        for run in runs:
+            names = [self.value(i.text._value) for i in run if type(i.text) is Traced]  # type: ignore[arg-type]
+            if len(names) == len(run):
+                unusual.append(f"not ({' or '.join(names)})")
+            for item in run:
+                if item.kind == "own" and self.recognised:
+                    name = self.value(item.text._value)  # type: ignore[attr-defined]
+                    if firsts is None:
+                        unusual.append(f"recognises({name})")
+                    else:
+                        unusual += [f"{self.constant(char)} in {name}" for char in firsts]
+        if unusual:
+            if firsts is None:
+                tokens = "|".join(map(re.escape, self.recognised))
+                self.names["recognises"] = re.compile(tokens).search
+            traced = [i.text for i in items if type(i.text) is Traced]
+            # None stands where a text of the conversation is filled in.
+            template = self.constant(
+                [(i.kind, None if type(i.text) is Traced else i.text, i.weight) for i in items]
+            )
+            texts = "".join(f"{self.value(t._value)}, " for t in traced)  # type: ignore[arg-type]
+            self.lines.append(f"if {' or '.join(unusual)}: return write({template}, ({texts}))")
+        self.lines.append(f"return [{', '.join(map(self.segment, runs))}]")
+        body = "\n    ".join(self.lines)
+        source = f"def program(messages, tools):\n    {body}\n"
+        exec(compile(source, "<replay>", "exec"), self.names)  # see the top of the file
+        program: Program = self.names["program"]
+        return program
+
+    def segment(self, run: list[Item]) -> str:
+        weight = run[0].weight
+        marks = (weight is not None, run[0].kind == "control", 1.0 if weight is None else weight)
+        if all(type(item.text) is not Traced for item in run):
+            return self.constant(Segment("".join(item.text for item in run), *marks))
+        texts = [
+            self.value(item.text._value)  # type: ignore[arg-type]
+            if type(item.text) is Traced
+            else self.constant(item.text)
+            for item in run
+        ]
+        return f"new(Segment, ({' + '.join(texts)}, *{self.constant(marks)}))"
+
+    def write(
+        self, items: Sequence[tuple[str, str | None, float | None]], texts: Sequence[str]
+    ) -> list[Segment]:
+        left = iter(texts)
+        filled = [
+            Item(kind, next(left) if text is None else text, weight) for kind, text, weight in items
+        ]
+        return write(filled, self.recognised)
+
+
+def _runs(items: Sequence[Item]) -> list[list[Item]]:
+    """What is written, by segment: ordinary text of one weight is one."""
+    runs: list[list[Item]] = []
+    for item in items:
+        before = runs[-1][-1] if runs else None
+        if (
+            before is not None
+            and "control" not in (before.kind, item.kind)
+            and before.weight == item.weight
+        ):
+            runs[-1].append(item)
+        else:
+            runs.append([item])
+    return runs
+
+
+def _first_characters(tokens: Sequence[str]) -> list[str] | None:
+    """What tokens begin with, if it is no letter and there are few of them."""
+    firsts = sorted({token[0] for token in tokens})
+    return firsts if len(firsts) <= 2 and not "".join(firsts).isalnum() else None
