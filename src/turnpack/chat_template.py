@@ -24,6 +24,8 @@ from .patterns import splitter
 from .provenance import (
     ELSEWHERE,
     Data,
+    Items,
+    Origin,
     Trace,
     Traced,
     Value,
@@ -33,7 +35,7 @@ from .provenance import (
     wrapped,
 )
 from .rendering import loss_weight
-from .replay import Item, Program, compile_program, write
+from .replay import Item, Program, compile_program, compile_texts, write
 from .turns import Place, Turns, Written
 
 if TYPE_CHECKING:
@@ -54,8 +56,9 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 # Programs that are kept for one shape of conversation, and shapes for which some are kept.
 _PROGRAMS, _SHAPES = 8, 1024
-# Of so many replays one is compared with the template's own text.
-_CHECKED = 1024
+# What is traced or replayed is compared with what the template alone writes: the first few, and
+# one of so many afterwards.
+_FIRST, _CHECKED = 16, 256
 
 
 class ChatTemplate:
@@ -214,22 +217,20 @@ class ChatTemplate:
         Raises RowError where the template refuses the conversation, or where it cannot be told
         where an answer stands in what it writes.
         """
-        if train_on not in TRAIN_ON:
+        how = _HOWS.get((for_inference, train_on))
+        if how is None:
             raise ValueError(f"train_on must be one of {', '.join(TRAIN_ON)}, not {train_on!r}")
-        _check(messages, tools)
-        how = _How(for_inference, train_on, tuple(sorted(variables.items())))
+        if variables:
+            how = how._replace(variables=tuple(sorted(variables.items())))
         shape = _shape(how, messages, tools)
-        programs = self._programs.get(shape, ()) if shape is not None else ()
-        for program, notes in programs:
-            try:
-                segments = program(messages, tools or ())
-            except (LookupError, TypeError, ValueError, AttributeError):
-                continue
+        for program, notes in self._programs.get(shape, ()):
+            segments = _run(program, messages, tools)
             if segments is not None:
                 self._replayed += 1
                 if self._replayed % _CHECKED == 0:
-                    self._compare(segments, messages, tools, how)
-                return Rendered(segments, notes)
+                    self._compare("".join(s.text for s in segments), messages, tools, how)
+                return _rendered(segments, notes)
+        _check(messages, tools)
         return self._render(messages, tools, how, shape)
 
     # -- rendering -----------------------------------------------------------------------------
@@ -250,13 +251,14 @@ class ChatTemplate:
             self._controls = re.compile(pattern)
         self._what_is_known: _Known | None = None
         self._programs: dict[Any, list[tuple[Program, tuple[str, ...]]]] = {}
+        self._prompts: dict[Any, list[tuple[Program, Written, dict[Any, Any]]]] = {}
         self._seen: set[Any] = set()
-        self._replayed = 0
-
-    _DERIVED = ("_jinja", "_jinja_with_tools", "_controls", "_what_is_known", "_programs", "_seen")
+        self._hopeless: set[Any] = set()
+        self._literals: dict[str, list[tuple[int, str, str]]] = {}
+        self._replayed = self._traced = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in self._DERIVED}
+        return {key: value for key, value in vars(self).items() if not key.startswith("_")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -293,10 +295,9 @@ class ChatTemplate:
         folds = "input" not in jinja.names
         traced = [_traced_message(number, m, folds) for number, m in enumerate(messages)]
         if tools is not None:
-            tools = [
-                Data(tool, (ELSEWHERE, "tools"), ("tools", number))
-                for number, tool in enumerate(tools)
-            ]
+            origin = (ELSEWHERE, "tools")
+            listed = [Data(tool, origin, ("tools", n)) for n, tool in enumerate(tools)]
+            tools = Items(listed, tools, origin, ("tools",))
         return Written(jinja.pieces(self._variables(traced, tools, how)))
 
     def _render(
@@ -308,42 +309,84 @@ class ChatTemplate:
             except RowError:
                 self._bare(messages, tools, how)  # says the same of what the caller knows
                 raise
-            spans, notes, static = self._spans(written, messages, tools, how)
+            spans, notes, static = self._spans(written, messages, tools, how, trace)
             items = self._items(written, spans, messages, how)
-            notes += self._unwritten(written, messages, tools)
-        if written.text != self._bare(messages, tools, how):
-            raise RowError("cannot follow the chat template", "its text differs when it is traced")
+            notes += self._unwritten(written, messages, tools, trace)
+        self._traced += 1
+        if self._traced <= _FIRST or self._traced % _CHECKED == 0:
+            self._compare(written.text, messages, tools, how)
         rendered = Rendered(write(items, self.recognised), (*self.notes, *notes))
-        if shape is not None and static and not trace.opaque:
-            self._remember(shape, trace, items, rendered.warnings)
+        if shape is not None and static and not trace.opaque and self._worth(shape):
+            programs = self._programs.setdefault(shape, [])
+            if len(programs) < _PROGRAMS:
+                compiled = compile_program(trace, items, self.recognised, _FUNCTIONS)
+                programs.append((compiled, rendered.warnings))
         return rendered
 
-    def _remember(
-        self, shape: Any, trace: Trace, items: list[Item], notes: tuple[str, ...]
-    ) -> None:
-        """Keep a program for conversations of this shape, from the second one on."""
-        if shape not in self._seen:
-            if len(self._seen) >= _SHAPES:
-                self._seen.clear()
-                self._programs.clear()
-            self._seen.add(shape)
-            return
-        programs = self._programs.setdefault(shape, [])
-        if len(programs) < _PROGRAMS:
-            functions = {"to_json": to_json, "strftime_now": strftime_now}
-            programs.append((compile_program(trace, items, self.recognised, functions), notes))
+    def _worth(self, shape: Any) -> bool:
+        """Whether a shape was seen before: only then a program for it is likely to run."""
+        if shape in self._seen:
+            return True
+        if len(self._seen) >= _SHAPES:
+            self._seen.clear()
+            self._programs.clear()
+            self._prompts.clear()
+            self._hopeless.clear()
+        self._seen.add(shape)
+        return False
 
     def _compare(
-        self, segments: list[Segment], messages: Sequence[PlainMessage], tools: Any, how: _How
+        self, text: str, messages: Sequence[PlainMessage], tools: Any, how: _How
     ) -> None:
-        if "".join(s.text for s in segments) != self._bare(messages, tools, how):
+        """Compare a text with what the template alone writes."""
+        if text != self._bare(messages, tools, how):
             self._programs.clear()
-            raise RowError("cannot follow the chat template", "its text differs when it is replayed")
+            raise RowError(
+                "cannot follow the chat template", "its text is another when it is traced"
+            )
+
+    def _prompt(
+        self, messages: Sequence[PlainMessage], tools: Any, how: _How, text: Written, trace: Trace
+    ) -> Written | None:
+        """The inference prompt behind messages; None where the template refuses to write one."""
+        how = how._replace(for_inference=True, train_on="")
+        shape = _shape(how, messages, tools)
+        for program, prompt, guards in self._prompts.get(shape, ()):
+            texts = _run(program, messages, tools)
+            if texts is not None:
+                trace.guards.update(guards)
+                return prompt.filled(texts)
+        try:
+            if shape is None or shape in self._hopeless:
+                # What its pieces are does not matter if the text begins with it.
+                bare = self._bare(messages, tools, how)
+                if text.text.startswith(bare):
+                    trace.opaque = True
+                    return Written(bare)
+            with tracing() as own:
+                prompt = self._written(messages, tools, how)
+        except RowError:
+            return None
+        trace.guards.update(own.guards)
+        if own.opaque:
+            trace.opaque = True
+            self._hopeless.add(shape)
+        if shape is not None and not own.opaque and self._worth(shape):
+            prompts = self._prompts.setdefault(shape, [])
+            if len(prompts) < _PROGRAMS:
+                compiled = compile_texts(own, prompt.pieces, _FUNCTIONS)
+                prompts.append((compiled, prompt.filled(None), own.guards))
+        return prompt
 
     # -- what is a target ----------------------------------------------------------------------
 
     def _spans(
-        self, written: Written, messages: Sequence[PlainMessage], tools: Any, how: _How
+        self,
+        written: Written,
+        messages: Sequence[PlainMessage],
+        tools: Any,
+        how: _How,
+        trace: Trace,
     ) -> tuple[list[tuple[Place, Place, float]], list[str], bool]:
         """The targets as (start, end, weight), the warnings, and whether they are always there."""
         if how.for_inference:
@@ -351,6 +394,7 @@ class ChatTemplate:
         weights = [loss_weight(message) for message in messages]
         if how.train_on == "all":
             spans = []
+            static = True
             at: Place = (0, 0)
             for begin, end, number in sorted(written.regions):
                 spans.append((at, begin, 1.0))
@@ -361,19 +405,20 @@ class ChatTemplate:
             last = len(messages) - 1
             if messages[last]["role"] == "assistant" and weights[last] != 1:
                 # What closes the conversation may be the stop token of its last answer.
-                span = self._turns(written, messages, tools, how).find(last)
+                turns = self._turns(written, messages, tools, how, trace)
+                static, span = turns.static, turns.find(last)
                 if span is not None and span.end > at:
                     weight = weights[last]
                     spans += [] if weight is None else [(at, span.end, weight)]
                     at = span.end
-            return [*spans, (at, written.end, 1.0)], [], True
+            return [*spans, (at, written.end, 1.0)], [], static
         answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
         if how.train_on == "last":
             answers = answers[-1:]
         trained = [number for number in answers if weights[number] is not None]
         if self.spans == "generation":
             return self._generated(written, trained, weights), [], True
-        turns = self._turns(written, messages, tools, how)
+        turns = self._turns(written, messages, tools, how, trace)
         found = [span for number in trained if (span := turns.find(number)) is not None]
         notes = []
         if turns.unstopped:
@@ -402,23 +447,18 @@ class ChatTemplate:
         return spans
 
     def _turns(
-        self, written: Written, messages: Sequence[PlainMessage], tools: Any, how: _How
+        self,
+        written: Written,
+        messages: Sequence[PlainMessage],
+        tools: Any,
+        how: _How,
+        trace: Trace,
     ) -> Turns:
-        prompting = how._replace(for_inference=True)
-
-        def prompt(number: int) -> Written | None:
-            if number == 0:
-                return None
-            try:
-                return self._written(messages[:number], tools, prompting)
-            except RowError:
-                return None
-
         known = self._known()
         return Turns(
             written,
-            prompt=prompt,
-            upto=lambda number: self._written(messages[: number + 1], tools, how),
+            prompt=lambda n: self._prompt(messages[:n], tools, how, written, trace) if n else None,
+            upto=lambda n: self._written(messages[: n + 1], tools, how),
             controls=self._controls,
             stops=known.stops,
             cues=known.cues,
@@ -442,56 +482,71 @@ class ChatTemplate:
                 if offset:
                     cuts.setdefault(number, []).append(offset)
 
-        def weight_at(place: Place) -> float | None:
-            while left and left[0][1] <= place:
+        def weight_at(number: int, offset: int) -> float | None:
+            while left and left[0][1] <= (number, offset):
                 left.pop(0)
-            return left[0][2] if left and left[0][0] <= place else None
+            return left[0][2] if left and left[0][0] <= (number, offset) else None
 
         everything = how.train_on == "all" and not how.for_inference
         for number, piece in enumerate(written.pieces):
-            offsets = sorted({0, *cuts.get(number, ())})
-            if type(piece) is Traced:
-                origin, field = piece._origin
-                own = origin != ELSEWHERE and messages[origin]["role"] == "assistant"
-                kind = "own" if own and field != "name" else "text"
-                for start, end in zip(offsets, [*offsets[1:], None], strict=True):
-                    weight = weight_at((number, start))
-                    if everything and origin != ELSEWHERE:
-                        weight = loss_weight(messages[origin])
-                    part = piece
-                    if len(offsets) > 1:
-                        part = single(plain(piece)[start:end], piece._origin, None)
-                    items.append(Item(kind, part, weight))
+            inner = sorted(cuts.get(number, ()))
+            if type(piece) is not Traced:
+                for start, kind, text in self._split(piece):
+                    parts = [start, *(o for o in inner if start < o < start + len(text))]
+                    if kind == "control":
+                        weight = weight_at(number, start)
+                        items.append(Item(kind, text, None if text == self.bos else weight))
+                        continue
+                    for a, b in zip(parts, [*parts[1:], start + len(text)], strict=True):
+                        items.append(Item(kind, piece[a:b], weight_at(number, a)))
                 continue
-            at = 0
-            for match in [*self._controls.finditer(piece), None]:
-                stop = len(piece) if match is None else match.start()
-                for start in [at, *(o for o in offsets if at < o < stop)]:
-                    end = min([o for o in offsets if o > start] + [stop])
-                    if end > start:
-                        items.append(
-                            Item("text", piece[start : min(end, stop)], weight_at((number, start)))
-                        )
-                if match is not None:
-                    weight = weight_at((number, stop))
-                    token = match.group()
-                    items.append(Item("control", token, None if token == self.bos else weight))
-                    at = match.end()
+            origin, field = piece._origin
+            kind = "text"
+            if origin != ELSEWHERE:
+                own = messages[origin]["role"] == "assistant"
+                kind = "own" if own and field != "name" else kind
+            for start, end in zip([0, *inner], [*inner, None], strict=True):
+                weight = weight_at(number, start)
+                if everything and origin != ELSEWHERE:
+                    weight = loss_weight(messages[origin])
+                part: str = piece
+                if inner:
+                    part = single(plain(piece)[start:end], piece._origin, None)
+                items.append(Item(kind, part, weight))
         return items
 
+    def _split(self, piece: str) -> list[tuple[int, str, str]]:
+        """The template's text at its control tokens: (where, kind, text)."""
+        parts = self._literals.get(piece)
+        if parts is None:
+            parts = []
+            at = 0
+            for match in self._controls.finditer(piece):
+                if match.start() > at:
+                    parts.append((at, "text", piece[at : match.start()]))
+                parts.append((match.start(), "control", match.group()))
+                at = match.end()
+            if at < len(piece):
+                parts.append((at, "text", piece[at:]))
+            if len(self._literals) < _SHAPES:
+                self._literals[piece] = parts
+        return parts
+
     def _unwritten(
-        self, written: Written, messages: Sequence[PlainMessage], tools: Any
+        self, written: Written, messages: Sequence[PlainMessage], tools: Any, trace: Trace
     ) -> list[str]:
         """Warnings of what the template leaves out altogether."""
         notes = []
         origins = {piece._origin for piece in written.pieces if type(piece) is Traced}
         for number, message in enumerate(messages):
-            if message.get("tool_calls") and (number, "tool_calls") not in origins:
-                notes.append(f"template {self.name} does not write tool_calls")
-            if any(message.get(key) for key in _REASONING) and not any(
-                (number, key) in origins for key in _REASONING
-            ):
-                notes.append(f"template {self.name} does not write reasoning_content")
+            for names, what in _WRITTEN.items():
+                values = {name: message[name] for name in names if message.get(name) is not None}
+                if not values or any((number, name) in origins for name in values):
+                    continue
+                for name, value in values.items():
+                    trace.guards["bool", ("get", number, name), ()] = bool(value)
+                if any(values.values()):
+                    notes.append(f"template {self.name} does not write {what}")
         if tools and (ELSEWHERE, "tools") not in origins:
             notes.append(f"template {self.name} does not write tools")
         return list(dict.fromkeys(notes))
@@ -504,14 +559,14 @@ class ChatTemplate:
             self._what_is_known = _NOTHING_KNOWN
             for messages in _PROBES:
                 try:
-                    with tracing():
-                        self._what_is_known = self._learn(messages)
+                    with tracing() as trace:
+                        self._what_is_known = self._learn(messages, trace)
                     break
                 except RowError:  # of a kind that this template does not write
                     continue
         return self._what_is_known
 
-    def _learn(self, messages: Sequence[PlainMessage]) -> _Known:
+    def _learn(self, messages: Sequence[PlainMessage], trace: Trace) -> _Known:
         how = _How(False, "assistant", ())
         written = self._written(messages, None, how)
         answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
@@ -521,7 +576,7 @@ class ChatTemplate:
                 prompting = how._replace(for_inference=True)
                 prompts.append(self._written(messages[:number], None, prompting))
         cues = {p.literal(p.after) for p in prompts if p.after is not None} - {""}
-        turns = self._turns(written, messages, None, how)
+        turns = self._turns(written, messages, None, how, trace)
         spans = [turns.find(number) for number in answers]
         unstopped = ""
         outside: list[str] = []  # what the template writes around the answers
@@ -584,6 +639,39 @@ class _How(NamedTuple):
     for_inference: bool
     train_on: str
     variables: tuple[tuple[str, Any], ...]
+
+
+# Fields of a message that a template should write, by what a warning calls them.
+_WRITTEN = {
+    ("content",): "the text of every message",
+    ("tool_calls",): "tool_calls",
+    _REASONING: "reasoning_content",
+}
+_HOWS = {
+    (prompt, train_on): _How(prompt, train_on, ())
+    for prompt in (False, True)
+    for train_on in TRAIN_ON
+}
+_FUNCTIONS = {"to_json": to_json, "strftime_now": strftime_now}
+
+
+def _run(program: Program, messages: Sequence[PlainMessage], tools: Any) -> Any:
+    """What a program returns, None too where a question makes no sense for a conversation."""
+    try:
+        return program(messages, tools or ())
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return None
+
+
+_set = object.__setattr__
+
+
+def _rendered(segments: list[Segment], notes: tuple[str, ...]) -> Rendered:
+    """A Rendered of what a program made, which keeps its invariants."""
+    made = object.__new__(Rendered)
+    _set(made, "segments", segments)
+    _set(made, "warnings", notes)
+    return made
 
 
 def _declared_in(source: str) -> list[str] | None:
@@ -653,10 +741,9 @@ def _traced_message(number: int, message: PlainMessage, folds: bool) -> Message:
         elif type(value) is str:
             made[key] = single(value, (number, key), ("get", number, key))
         elif key == "tool_calls":
-            made[key] = [
-                _traced_call(call, (number, key), ("get", number, key, place))
-                for place, call in enumerate(value)
-            ]
+            origin, path = (number, key), ("get", number, key)
+            calls = [_traced_call(call, origin, (*path, n)) for n, call in enumerate(value)]
+            made[key] = Items(calls, value, origin, path)
         else:
             made[key] = wrapped(value, (number, key))
     if folds and message.get("input"):
@@ -664,7 +751,7 @@ def _traced_message(number: int, message: PlainMessage, folds: bool) -> Message:
     return Message(number, _with_reasoning(made))
 
 
-def _traced_call(call: Mapping[str, Any], origin: tuple[int, str], path: Value) -> dict[str, Any]:
+def _traced_call(call: Mapping[str, Any], origin: Origin, path: Value) -> Data:
     made: dict[str, Any] = {}
     for key, value in call.items():
         here = (*path, key)
@@ -676,7 +763,7 @@ def _traced_call(call: Mapping[str, Any], origin: tuple[int, str], path: Value) 
             made[key] = Data(value, origin, here)
         else:
             made[key] = wrapped(value, origin)
-    return made
+    return Data.known(call, origin, path, made)
 
 
 def _shape(how: _How, messages: Sequence[PlainMessage], tools: Any) -> Any:
@@ -687,17 +774,20 @@ def _shape(how: _How, messages: Sequence[PlainMessage], tools: Any) -> Any:
     parts: list[Any] = []
     try:
         for message in messages:
-            if len(message) == 2:
-                if type(message["content"]) is not str:
-                    return None
-                parts.append(message["role"])
-            else:
-                parts.append(_fields(message))
+            parts.append(message["role"] if _is_text(message) else _fields(message))
         shape = how, tuple(parts), None if tools is None else len(tools)
         hash(shape)
-    except (KeyError, TypeError):
-        return None
+    except (AttributeError, KeyError, TypeError, UnicodeError):
+        return None  # what is wrong with it, if anything, is said elsewhere
     return shape
+
+
+def _is_text(message: PlainMessage) -> bool:
+    """Whether a message is a role and a text."""
+    if len(message) != 2:
+        return False
+    content = message["content"]
+    return type(content) is str and (content.isascii() or bool(content.encode()))
 
 
 def _fields(message: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -706,6 +796,7 @@ def _fields(message: Mapping[str, Any]) -> tuple[Any, ...]:
         if key == "role":
             parts.append(value)
         elif type(value) is str:
+            value.encode()
             parts.append(key)
         elif value is None or type(value) in (bool, int, float):
             parts.append((key, type(value).__name__, value))

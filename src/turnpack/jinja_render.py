@@ -31,6 +31,7 @@ from .nouns import RowError
 from .provenance import (
     MAX_TEXT,
     Data,
+    Items,
     Mark,
     Traced,
     Value,
@@ -170,10 +171,13 @@ class _Tracing(_Plain):
             if name not in _SAFE_FILTERS:
                 self.filters[name] = _guarded_filter(function)
         self.filters.update(
-            tojson=_traced_json, join=_join_filter, string=_as_text, safe=_safe, _at=_at, _end=_end
+            tojson=_traced_json, join=_join_filter, string=_as_text, safe=_safe
         )
+        self.filters.update(_at=_at, _end=_end, _sum=_sum)
         self.tests["in"] = _is_in
         self.tests["_longer"] = _is_longer
+        is_sequence = self.tests["sequence"]
+        self.tests["sequence"] = lambda value: type(value) is Traced or is_sequence(value)
         self.globals["strftime_now"] = _traced_strftime
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -295,13 +299,10 @@ def _safe(value: Any) -> Any:
 
 def _traced_json(x: Any, *args: Any, **kwargs: Any) -> str:
     _check_numbers((*args, *kwargs.values()))
-    if type(x) is Data:
-        text = to_json(x._content, *args, **kwargs)
-    else:
-        text = to_json(x, *args, **kwargs)
-    if type(x) is Data or (type(x) is Traced and x._pieces is None):
-        value = getattr(x, "_value", None)
-        return _json_piece(text, x._origin, value, args, kwargs)
+    whole = type(x) in (Data, Items)
+    text = to_json(x._content if whole else x, *args, **kwargs)
+    if whole or (type(x) is Traced and x._pieces is None):
+        return _json_piece(text, x._origin, x._value, args, kwargs)
     sources = traced_in(x)
     return mixed(text, sources) if sources else text
 
@@ -351,6 +352,14 @@ def _traced_strftime(format: str) -> str:
     text = strftime_now(format)
     current_trace().guards["strftime_now", ("constant",), (plain(format),)] = text
     return text
+
+
+@jinja2.pass_context
+def _sum(context: Context, *terms: Any) -> Any:
+    """`a + b + c`, in one step where all are text."""
+    if all(type(term) is str or type(term) is Traced for term in terms):
+        return join(terms)
+    return functools.reduce(functools.partial(_TRACING.call_binop, context, "+"), terms)
 
 
 # A filter that takes the context is never computed when the template is compiled.
@@ -464,11 +473,15 @@ def _rewritten(node: Any) -> Any:
             setattr(node, field, made)
     if isinstance(node, nodes.Concat):
         # Jinja joins what `str` makes of each.
-        parts = [nodes.Filter(part, "string", [], [], None, None) for part in node.nodes]
-        sum_: nodes.Expr = parts[0]
-        for part in parts[1:]:
-            sum_ = nodes.Add(sum_, part)
-        return sum_.set_lineno(node.lineno, override=True)
+        terms = [nodes.Filter(part, "string", [], [], None, None) for part in node.nodes]
+        made = nodes.Filter(terms[0], "_sum", terms[1:], [], None, None)
+        return made.set_lineno(node.lineno, override=True)
+    if isinstance(node, nodes.Add):
+        first, terms = node.left, [node.right]
+        if isinstance(first, nodes.Filter) and first.name == "_sum":
+            first, terms = first.node, [*first.args, node.right]
+        made = nodes.Filter(first, "_sum", terms, [], None, None)
+        return made.set_lineno(node.lineno, override=True)
     if isinstance(node, nodes.Compare) and len(node.ops) == 1:
         return _compared(node, node.ops[0]).set_lineno(node.lineno, override=True)
     return node

@@ -28,6 +28,7 @@ ELSEWHERE = -1
 #   ("call", method, value, arguments) a string method
 #   ("item", value, key)               an item; a slice is ("slice", start, stop, step)
 #   ("json", value, options)           as the filter `tojson` writes it
+#   ("constant", text)                 the same for every conversation of which the guards hold
 Value = tuple[Any, ...]
 
 # Steps that one rendering may take: a loop's turn, a call, a kilobyte that is joined.
@@ -121,27 +122,28 @@ def join(parts: Iterable[str]) -> str:
     """All parts joined; traced where one of them is, or is a mark."""
     parts = list(parts)
     text = "".join(parts)
-    _now.trace.spend(1 + (len(text) >> 10))
-    if len(text) > MAX_TEXT:
+    length = str.__len__(text)
+    _now.trace.spend(1 + (length >> 10))
+    if length > MAX_TEXT:
         refuse_work(f"writes more than {MAX_TEXT} characters")
     pieces: list[str] = []
-    plain = True
+    is_plain = True
     for part in parts:
         kind = type(part)
         if kind is str:
             if part:
                 pieces.append(part)
         elif kind is Traced:
-            plain = False
-            inner = cast(Traced, part)._pieces
+            is_plain = False
+            inner = part._pieces  # type: ignore[attr-defined]
             if inner is None:
                 pieces.append(part)
             else:
                 pieces += inner
         else:
-            plain = plain and kind is not Mark
+            is_plain = is_plain and kind is not Mark
             pieces.append(part)
-    if plain:
+    if is_plain:
         return text
     if len(pieces) == 1 and type(pieces[0]) is Traced:
         return pieces[0]
@@ -183,6 +185,14 @@ def traced_in(value: Any) -> list[Traced]:
     if isinstance(value, Iterator):  # what it yields is not known before it is used up
         return [single("", (ELSEWHERE, ""), None)]
     return []
+
+
+def _known_argument(argument: Any) -> Any:
+    """A text that is the same for every conversation counts as the template's."""
+    if type(argument) is Traced and argument._value is not None:
+        kind, *rest = argument._value
+        return rest[0] if kind == "constant" else argument
+    return argument
 
 
 _CONSTANT = {str, int, bool, type(None)}
@@ -245,6 +255,9 @@ class Traced(str):
     def _ask(self, question: str, arguments: tuple[Any, ...], answer: Any) -> Any:
         trace = _now.trace
         value = self._value
+        arguments = tuple(map(_known_argument, arguments)) if question != "same" else arguments
+        if value is not None and value[0] == "constant" and _constant(arguments):
+            return answer
         if value is not None and (question == "same" or _constant(arguments)):
             trace.guards[question, value, arguments] = answer
         else:
@@ -272,7 +285,8 @@ class Traced(str):
         return not self.__eq__(other)
 
     def __hash__(self) -> int:
-        _now.trace.opaque = True
+        if self._value is None or self._value[0] != "constant":
+            _now.trace.opaque = True
         return str.__hash__(self)
 
     def __contains__(self, part: object) -> bool:
@@ -326,6 +340,8 @@ class Traced(str):
         return self._made(text, ("item", self._value, key), key if isinstance(key, tuple) else ())
 
     def _made(self, text: str, value: Value, arguments: tuple[Any, ...]) -> Traced:
+        if self._value is not None and self._value[0] == "constant" and _constant(arguments):
+            return single(text, self._origin, ("constant", text))
         if self._value is None or not _constant(arguments):
             _now.trace.opaque = True
             return single(text, self._origin, None)
@@ -399,6 +415,8 @@ class Traced(str):
                 made.append(self._slice(start, end))
             return made
         value = None
+        if self._value is not None and self._value[0] == "constant":
+            return [single(text, self._origin, ("constant", text)) for text in texts]
         if self._value is None:
             _now.trace.opaque = True
         else:
@@ -510,7 +528,8 @@ def join_with(separator: str, parts: Iterable[Any]) -> str:
 class Data(dict):  # type: ignore[type-arg]
     """An object of the conversation (a tool, a call's arguments), traced as a whole.
 
-    Written as JSON it is one piece of text; looking into it makes the trace opaque.
+    Written as JSON it is one piece of text. To look into it is to ask for its structure: what its
+    keys are, and what its numbers.
     """
 
     __slots__ = ("_content", "_filled", "_origin", "_value")
@@ -519,15 +538,69 @@ class Data(dict):  # type: ignore[type-arg]
         super().__init__()
         self._content, self._origin, self._value, self._filled = content, origin, value, False
 
+    @classmethod
+    def known(
+        cls, content: Mapping[str, Any], origin: Origin, value: Value, items: Mapping[Any, Any]
+    ) -> Data:
+        """An object with its items, of which the structure is known."""
+        made = cls(content, origin, value)
+        made._filled = True
+        dict.update(made, items)
+        return made
+
     def _fill(self) -> None:
-        _now.trace.opaque = True
         if not self._filled:
             self._filled = True
-            dict.update(self, wrapped(self._content, self._origin))
+            _now.trace.guards["structure", self._value, ()] = structure(self._content)
+            dict.update(self, _items_of(self._content, self._origin, self._value))
 
     def __bool__(self) -> bool:
         _now.trace.guards["bool", self._value, ()] = bool(self._content)
         return bool(self._content)
+
+
+def structure(value: Any) -> Any:
+    """All of a value but its texts."""
+    if isinstance(value, str):
+        return str
+    if isinstance(value, Mapping):
+        return tuple((key, structure(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return [structure(item) for item in value]
+    return type(value), value
+
+
+def _items_of(content: Mapping[str, Any], origin: Origin, value: Value) -> dict[Any, Any]:
+    return {
+        single(key, origin, ("constant", key)) if isinstance(key, str) else key: _inner(
+            item, origin, ("item", value, key)
+        )
+        for key, item in content.items()
+    }
+
+
+def _inner(item: Any, origin: Origin, value: Value) -> Any:
+    """What stands in an object of which the structure was asked."""
+    if isinstance(item, str):
+        return single(plain(item), origin, value)
+    if isinstance(item, Mapping):
+        return Data.known(item, origin, value, _items_of(item, origin, value))
+    if isinstance(item, (list, tuple)):
+        inner = [_inner(each, origin, ("item", value, n)) for n, each in enumerate(item)]
+        return Items(inner, item, origin, value)
+    return item
+
+
+class Items(list):  # type: ignore[type-arg]
+    """A list of the conversation; written as JSON it is one piece of text."""
+
+    __slots__ = ("_content", "_origin", "_value")
+
+    def __init__(
+        self, items: Iterable[Any], content: Sequence[Any], origin: Origin, value: Value
+    ) -> None:
+        super().__init__(items)
+        self._content, self._origin, self._value = content, origin, value
 
 
 def _looking(name: str) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .nouns import Segment
-from .provenance import CHANGES, QUESTIONS, SPLITS, STRIPS, Trace, Traced, Value
+from .provenance import CHANGES, QUESTIONS, SPLITS, STRIPS, Trace, Traced, Value, structure
 from .rendering import Writer, own_text
 
 
@@ -32,7 +32,8 @@ class Item(NamedTuple):
 
 
 Messages = Sequence[Mapping[str, Any]]
-Program = Callable[[Messages, Sequence[Any]], "list[Segment] | None"]
+# (messages, tools) → what it was compiled for, or None.
+Program = Callable[[Messages, Sequence[Any]], Any]
 
 
 def write(items: Sequence[Item], recognised: tuple[str, ...]) -> list[Segment]:
@@ -62,6 +63,11 @@ def compile_program(
     return _Compiler(recognised, functions).compile(trace, items)
 
 
+def compile_texts(trace: Trace, pieces: Sequence[str], functions: Mapping[str, Any]) -> Program:
+    """The function that returns the texts of the conversation's pieces, or None."""
+    return _Compiler((), functions).compile_texts(trace, pieces)
+
+
 _METHODS = {*CHANGES, *SPLITS, *STRIPS}
 
 
@@ -72,6 +78,7 @@ class _Compiler:
             "Segment": Segment,
             "new": tuple.__new__,
             "write": self.write,
+            "structure": structure,
             **functions,
         }
         self.lines: list[str] = []
@@ -91,7 +98,11 @@ class _Compiler:
         return self.known[value]
 
     def code(self, value: Value) -> str:
+        if value == ("tools",):
+            return "tools"
         kind, first, *rest = value
+        if kind == "constant":
+            return self.constant(first)
         if kind in ("get", "tools"):
             table = "messages" if kind == "get" else "tools"
             return table + "".join(f"[{self.constant(key)}]" for key in (first, *rest))
@@ -114,6 +125,8 @@ class _Compiler:
         subject = self.value(value)
         if name == "same":
             return f"{subject} == {self.value(arguments)}"
+        if name == "structure":
+            return f"structure({subject})"
         if name == "bool":
             return f"bool({subject})"
         if name == "__len__":
@@ -131,13 +144,29 @@ class _Compiler:
             raise ValueError(f"no question {name!r}")
         return f"{subject}.{name}(*{self.constant(arguments)})"
 
-    def compile(self, trace: Trace, items: Sequence[Item]) -> Program:
+    def ask(self, trace: Trace) -> None:
         for (name, value, arguments), answer in trace.guards.items():
             asked = self.question(name, value, arguments)
             if answer is True or answer is False:
                 self.lines.append(f"if {'not ' * answer}({asked}): return None")
             else:
                 self.lines.append(f"if {asked} != {self.constant(answer)}: return None")
+
+    def finish(self) -> Program:
+        body = "\n    ".join(self.lines)
+        source = f"def program(messages, tools):\n    {body}\n"
+        exec(compile(source, "<replay>", "exec"), self.names)  # see the top of the file
+        program: Program = self.names["program"]
+        return program
+
+    def compile_texts(self, trace: Trace, pieces: Sequence[str]) -> Program:
+        self.ask(trace)
+        texts = [self.value(p._value) for p in pieces if type(p) is Traced]  # type: ignore[arg-type]
+        self.lines.append(f"return [{', '.join(texts)}]")
+        return self.finish()
+
+    def compile(self, trace: Trace, items: Sequence[Item]) -> Program:
+        self.ask(trace)
         runs = _runs(items)
         # Runs that could be empty, and texts in which a token could be recognised, are written
         # piece by piece.
@@ -166,11 +195,7 @@ class _Compiler:
             texts = "".join(f"{self.value(t._value)}, " for t in traced)  # type: ignore[arg-type]
             self.lines.append(f"if {' or '.join(unusual)}: return write({template}, ({texts}))")
         self.lines.append(f"return [{', '.join(map(self.segment, runs))}]")
-        body = "\n    ".join(self.lines)
-        source = f"def program(messages, tools):\n    {body}\n"
-        exec(compile(source, "<replay>", "exec"), self.names)  # see the top of the file
-        program: Program = self.names["program"]
-        return program
+        return self.finish()
 
     def segment(self, run: list[Item]) -> str:
         weight = run[0].weight

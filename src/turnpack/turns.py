@@ -11,11 +11,12 @@ the same place for every conversation that a template writes in the same pieces.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 from .nouns import RowError
-from .provenance import Mark, Traced, pieces_of, plain
+from .provenance import Mark, Traced, pieces_of, plain, single
 
 Place = tuple[int, int]
 
@@ -80,6 +81,18 @@ class Written:
         self.regions = [(place(a), place(b), k) for a, b, k in self.regions]
         self.generation = [(place(a), place(b)) for a, b in self.generation]
         self.after = None if self.after is None else place(self.after)
+
+    def filled(self, texts: Sequence[str] | None) -> Written:
+        """The same with other texts of the conversation, in order; None takes all texts out."""
+        made = object.__new__(Written)
+        left = iter(texts) if texts is not None else repeat("")
+        made.pieces = [
+            single(next(left), piece._origin, piece._value) if type(piece) is Traced else piece
+            for piece in self.pieces
+        ]
+        made.text = "".join(made.pieces)
+        made.regions, made.generation, made.after = self.regions, self.generation, self.after
+        return made
 
     def place(self, place: Place) -> Place:
         """A place in the one way to say it: the end of a piece is the start of the next."""
@@ -223,7 +236,7 @@ class Turns:
             if not known:
                 self._lost(number, "the template writes no prompt for it")
             return written.place((begin[0], begin[1] + len(max(known, key=len))))
-        start = self._behind_prompt(prompt)
+        start = self._behind_prompt(prompt, number)
         if start is None:
             self.differs.append(number)
             start = self._behind_tail(prompt, begin, first)
@@ -236,7 +249,7 @@ class Turns:
             self._lost(number, "its prompt ends behind it")
         return start
 
-    def _behind_prompt(self, prompt: Written) -> Place | None:
+    def _behind_prompt(self, prompt: Written, number: int) -> Place | None:
         """The end of the prompt in the text, if the text begins with it."""
         written = self.written
         if not written.text.startswith(prompt.text):
@@ -260,8 +273,9 @@ class Turns:
         left = len(prompt.text)
         for place, piece in enumerate(written.pieces):
             length = str.__len__(piece)
-            if left < length or (left == length and type(piece) is not Traced):
-                return (place, left) if left < length else (place + 1, 0)
+            mine = type(piece) is not Traced or piece._origin[0] == number
+            if left < length or (left == length == 0 and mine):
+                return place, left
             left -= length
         return written.end
 
@@ -377,10 +391,14 @@ def _same(piece: str, other: str, *, begins: bool) -> bool:
 
 def _differ_for_ever(prompt: list[str], text: list[str]) -> bool:
     """Whether a text begins with a prompt for no conversation that is written in these pieces."""
-    for piece, other in zip(prompt, text, strict=False):
+    for number, (piece, other) in enumerate(zip(prompt, text, strict=False)):
         if _same(piece, other, begins=False):
             continue
         if type(piece) is Traced or type(other) is Traced:
             return False
-        return not (piece.startswith(other) or other.startswith(piece))
+        if piece.startswith(other) and number + 1 < len(text):
+            # The prompt goes on where the conversation's own text stands: as that does?
+            slot = text[number + 1]
+            return type(slot) is Traced and not slot.startswith(piece[len(other) :])
+        return not other.startswith(piece)
     return False
