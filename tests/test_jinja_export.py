@@ -24,7 +24,7 @@ from chats import (
     tool,
     user,
 )
-from turnpack import Template, get_template, templates
+from turnpack import ChatTemplate, Template, get_template, templates
 from turnpack.nouns import RowError
 
 NAMES = templates()
@@ -150,6 +150,7 @@ def test_the_export_can_be_read():
     assert get_template("chatml").to_jinja() == (
         "{#- turnpack template chatml: OpenAI's ChatML as unslothai/unsloth chat_templates.py "
         "writes it #}\n"
+        '{#- control tokens: ["<|im_start|>", "<|im_end|>"] #}\n'
         "{%- if tools %}\n"
         "    {{- raise_exception('template chatml has no tools') }}\n"
         "{%- endif %}\n"
@@ -220,7 +221,8 @@ def test_an_answer_of_calls_alone_needs_no_content(name, answer):
 
 
 def test_a_name_and_a_source_of_any_kind():
-    mine = Template(name="bob's", source="x #} y", summary="", user="{user}")
-    same = dataclasses.replace(mine, name="mine", source="here")
-    assert mine.to_jinja().count("#}") == same.to_jinja().count("#}") == 1
+    mine = Template(name="bob's", source="x #} y", summary="", user="<#}>{user}", markers=("<#}>",))
+    same = dataclasses.replace(mine, name="mine", source="here", user="{user}", markers=())
+    assert mine.to_jinja().count("#}") - 1 == same.to_jinja().count("#}") == 2
+    assert ChatTemplate(mine.to_jinja()).control_tokens == ("<#}>",)
     _compile_jinja_template(mine.to_jinja())

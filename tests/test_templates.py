@@ -352,7 +352,10 @@ def test_the_date_of_llama31():
 def test_unknown_name_lists_the_names():
     with pytest.raises(ValueError) as caught:
         get_template("chatlm")
-    assert str(caught.value) == (f"unknown template 'chatlm'; there are: {', '.join(templates())}")
+    assert str(caught.value) == (
+        f"unknown template 'chatlm'; there are: {', '.join(templates())}; auto (the tokenizer's "
+        "own), and files that end with .jinja"
+    )
 
 
 def test_unknown_train_on():

@@ -19,9 +19,10 @@ from .nouns import (
     Source,
     Tokens,
 )
-from .templates import Template, Tools, get_template, templates
+from .templates import ChatTemplate, Template, Tools, get_template, templates
 
 __all__ = [
+    "ChatTemplate",
     "Conversation",
     "Encoder",
     "Packed",

@@ -139,10 +139,15 @@ class ChatTemplate:
                 )
             options.setdefault("tool_use", source.get("tool_use"))
             source = source.get("default") or next(iter(source.values()))
+        return cls.for_backend(source, backend, name=name, **options)
+
+    @classmethod
+    def for_backend(cls, source: str, backend: Backend, **options: Any) -> ChatTemplate:
+        """A chat template with a tokenizer's special tokens, bound to it."""
         special = {**getattr(backend, "special_tokens", {})}
         special.update(bos_token=backend.bos, eos_token=backend.eos)
         given = {key: text for key, text in special.items() if text is not None}
-        return cls(source, name=name, **{**given, **options}).bind(backend)
+        return cls(source, **{**given, **options}).bind(backend)
 
     # -- the protocol --------------------------------------------------------------------------
 
@@ -474,45 +479,44 @@ class ChatTemplate:
         how: _How,
     ) -> list[Item]:
         """The pieces, cut where targets begin and end and around control tokens."""
+        # Where the weight changes, and to what, in order; after the end to nothing.
+        changes: list[tuple[Place, float | None]] = []
+        for start, end, weight in sorted(spans):
+            if changes and changes[-1][0] == start:
+                changes.pop()
+            changes += ((start, weight), (end, None))
+        changes.append(((len(written.pieces) + 1, 0), None))
+        upcoming = iter(changes)
+        change, coming = next(upcoming)
+        weight: float | None = None
         items: list[Item] = []
-        left = sorted(spans)
-        cuts: dict[int, list[int]] = {}
-        for start, end, _ in left:
-            for number, offset in (start, end):
-                if offset:
-                    cuts.setdefault(number, []).append(offset)
-
-        def weight_at(number: int, offset: int) -> float | None:
-            while left and left[0][1] <= (number, offset):
-                left.pop(0)
-            return left[0][2] if left and left[0][0] <= (number, offset) else None
-
         everything = how.train_on == "all" and not how.for_inference
         for number, piece in enumerate(written.pieces):
-            inner = sorted(cuts.get(number, ()))
-            if type(piece) is not Traced:
-                for start, kind, text in self._split(piece):
-                    parts = [start, *(o for o in inner if start < o < start + len(text))]
-                    if kind == "control":
-                        weight = weight_at(number, start)
-                        items.append(Item(kind, text, None if text == self.bos else weight))
-                        continue
-                    for a, b in zip(parts, [*parts[1:], start + len(text)], strict=True):
-                        items.append(Item(kind, piece[a:b], weight_at(number, a)))
-                continue
-            origin, field = piece._origin
-            kind = "text"
-            if origin != ELSEWHERE:
-                own = messages[origin]["role"] == "assistant"
-                kind = "own" if own and field != "name" else kind
-            for start, end in zip([0, *inner], [*inner, None], strict=True):
-                weight = weight_at(number, start)
-                if everything and origin != ELSEWHERE:
-                    weight = loss_weight(messages[origin])
-                part: str = piece
-                if inner:
-                    part = single(plain(piece)[start:end], piece._origin, None)
-                items.append(Item(kind, part, weight))
+            traced = type(piece) is Traced
+            if traced:
+                origin, field = piece._origin  # type: ignore[attr-defined]
+                kind = "text"
+                if origin != ELSEWHERE:
+                    own = messages[origin]["role"] == "assistant"
+                    kind = "own" if own and field != "name" else kind
+                parts = [(0, kind, piece)]
+            else:
+                parts = self._split(piece)
+            for at, kind, text in parts:
+                while change <= (number, at):
+                    weight = coming
+                    change, coming = next(upcoming)
+                while kind != "control" and change < (number, at + str.__len__(text)):
+                    head, text = _cut(text, change[1] - at)
+                    items.append((kind, head, weight))
+                    at, weight = change[1], coming
+                    change, coming = next(upcoming)
+                if text == self.bos and kind == "control":
+                    items.append((kind, text, None))
+                elif everything and traced and origin != ELSEWHERE:
+                    items.append((kind, text, loss_weight(messages[origin])))
+                else:
+                    items.append((kind, text, weight))
         return items
 
     def _split(self, piece: str) -> list[tuple[int, str, str]]:
@@ -672,6 +676,17 @@ def _rendered(segments: list[Segment], notes: tuple[str, ...]) -> Rendered:
     _set(made, "segments", segments)
     _set(made, "warnings", notes)
     return made
+
+
+def _cut(text: str, length: int) -> tuple[str, str]:
+    """A piece in two."""
+    whole = plain(text)
+    if type(text) is not Traced:
+        return whole[:length], whole[length:]
+    return (
+        single(whole[:length], text._origin, None),
+        single(whole[length:], text._origin, None),
+    )
 
 
 def _declared_in(source: str) -> list[str] | None:

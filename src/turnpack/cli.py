@@ -121,7 +121,8 @@ def _encoding(required: bool) -> Callable[[Command], Command]:
             "--template",
             metavar="NAME",
             required=required,
-            help="Chat template; `turnpack templates` lists them.",
+            help="Chat template: one of `turnpack templates`, auto (the tokenizer's own) or a "
+            ".jinja file.",
         ),
         click.option(
             "--max-length",

@@ -21,7 +21,7 @@ from ._checks import is_int
 from .formats import conversation as read_row
 from .nouns import Conversation, Message, Reject, Rendered, Role, RowError, Segment, Tokens
 from .rendering import asks
-from .templates import TRAIN_ON, TemplateProtocol, get_template
+from .templates import TRAIN_ON, TemplateProtocol, find_template
 
 TRUNCATE = ("right", "turns", "split", "reject")
 BOUNDARY = ("cut", "whole")
@@ -39,8 +39,8 @@ _WHITE_SPACE = (
 class Encoder:
     """Turns conversations into `Tokens`, by one template, for one tokenizer.
 
-    `tokenizer`: anything `turnpack.tokenizers.load` takes. `template`: a template or the name of
-    one. `max_length`: tokens a row may have, None for no limit; `truncate` says what happens to a
+    `tokenizer`: anything `turnpack.tokenizers.load` takes. `template`: a template, the name of
+    one, "auto" (the tokenizer's own) or the path of a `.jinja` file. `max_length`: tokens a row may have, None for no limit; `truncate` says what happens to a
     longer conversation:
 
     - "right": it is cut at `max_length`, and what follows the last target is dropped;
@@ -84,7 +84,7 @@ class Encoder:
         self.backend = tokenizers.load(tokenizer)
         if boundary == "whole" and not isinstance(self.backend, tokenizers.ExtentBackend):
             raise ValueError("boundary 'whole' needs a backend with encode_batch_extents")
-        named = get_template(template) if isinstance(template, str) else template
+        named = find_template(template, self.backend)
         if boundary == "whole" and named.runs == "apart":
             raise ValueError(f"template {named.name} encodes every utterance apart, not 'whole'")
         self.template = named.bind(self.backend)

@@ -101,6 +101,7 @@ class _Export:
         self.lines.append(f"{{#- {origin} #}}")
         # What ChatTemplate takes for control tokens, where no tokenizer tells.
         tokens = json.dumps([*template.markers, *template.markup], ensure_ascii=False)
+        tokens = tokens.replace("#}", "\\u0023}")
         self.lines.append(f"{{#- control tokens: {tokens} #}}")
         for name, text in template.variables:
             with self.block(f"if {name} is not defined"):

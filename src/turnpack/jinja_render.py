@@ -286,8 +286,10 @@ def _guarded_filter(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _as_text(value: Any) -> Any:
     """A value as the text that is written: what `str` makes of it."""
-    if isinstance(value, str) or value is None or isinstance(value, (int, float, Undefined)):
-        return value if isinstance(value, str) else str(value)
+    if isinstance(value, str):
+        return value
+    if value is None or isinstance(value, (int, float, Undefined)):
+        return str(value)
     sources = traced_in(value)
     return mixed(str(value), sources) if sources else str(value)
 
@@ -357,7 +359,10 @@ def _traced_strftime(format: str) -> str:
 @jinja2.pass_context
 def _sum(context: Context, *terms: Any) -> Any:
     """`a + b + c`, in one step where all are text."""
-    if all(type(term) is str or type(term) is Traced for term in terms):
+    for term in terms:
+        if type(term) is not str and type(term) is not Traced:
+            break
+    else:
         return join(terms)
     return functools.reduce(functools.partial(_TRACING.call_binop, context, "+"), terms)
 

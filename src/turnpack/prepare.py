@@ -34,7 +34,7 @@ from .output import json_line, replacing, write_json, write_manifest
 from .records import RawRow
 from .report import Report, page
 from .sinks import ParquetSink
-from .templates import TemplateProtocol, get_template
+from .templates import TemplateProtocol
 
 PathLike = str | os.PathLike[str]
 Strategy = Literal["best_fit", "first_fit", "in_order"]
@@ -116,11 +116,10 @@ def prepare(
         if not os.fspath(output):
             raise ValueError("output is empty, not a directory")
         records.check_format(format)
-        named = get_template(template) if isinstance(template, str) else template
         raw = records.raw_rows(paths)
         encoder = Encoder(
             tokenizers.load(tokenizer, bos=bos_token, eos=eos_token),
-            named,
+            template,
             max_length=max_length,
             truncate=truncate,
             train_on=train_on,

@@ -12,25 +12,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from .nouns import Segment
 from .provenance import CHANGES, QUESTIONS, SPLITS, STRIPS, Trace, Traced, Value, structure
 from .rendering import Writer, own_text
 
 
-class Item(NamedTuple):
-    """A piece of what is written: `weight` None where it is no target.
-
-    `kind`: "control" (a token), "text" (ordinary), "own" (an assistant's, in which some tokens are
-    recognised).
-    """
-
-    kind: str
-    text: str
-    weight: float | None
-
-
+# A piece of what is written: its kind, its text, its weight (None where it is no target). Kinds are
+# "control" (a token), "text" (ordinary) and "own" (an assistant's, in which some tokens are
+# recognised).
+Item = tuple[str, str, "float | None"]
 Messages = Sequence[Mapping[str, Any]]
 # (messages, tools) → what it was compiled for, or None.
 Program = Callable[[Messages, Sequence[Any]], Any]
@@ -161,7 +153,7 @@ class _Compiler:
 
     def compile_texts(self, trace: Trace, pieces: Sequence[str]) -> Program:
         self.ask(trace)
-        texts = [self.value(p._value) for p in pieces if type(p) is Traced]  # type: ignore[arg-type]
+        texts = [self.value(_value(piece)) for piece in pieces if type(piece) is Traced]
         self.lines.append(f"return [{', '.join(texts)}]")
         return self.finish()
 
@@ -173,12 +165,12 @@ class _Compiler:
         unusual: list[str] = []
         firsts = _first_characters(self.recognised)
         for run in runs:
-            names = [self.value(i.text._value) for i in run if type(i.text) is Traced]  # type: ignore[arg-type]
+            names = [self.value(_value(text)) for _, text, _ in run if type(text) is Traced]
             if len(names) == len(run):
                 unusual.append(f"not ({' or '.join(names)})")
-            for item in run:
-                if item.kind == "own" and self.recognised:
-                    name = self.value(item.text._value)  # type: ignore[attr-defined]
+            for kind, text, _ in run:
+                if kind == "own" and self.recognised:
+                    name = self.value(_value(text))
                     if firsts is None:
                         unusual.append(f"recognises({name})")
                     else:
@@ -187,26 +179,24 @@ class _Compiler:
             if firsts is None:
                 tokens = "|".join(map(re.escape, self.recognised))
                 self.names["recognises"] = re.compile(tokens).search
-            traced = [i.text for i in items if type(i.text) is Traced]
             # None stands where a text of the conversation is filled in.
             template = self.constant(
-                [(i.kind, None if type(i.text) is Traced else i.text, i.weight) for i in items]
+                [(kind, None if type(text) is Traced else text, w) for kind, text, w in items]
             )
-            texts = "".join(f"{self.value(t._value)}, " for t in traced)  # type: ignore[arg-type]
+            traced = [text for _, text, _ in items if type(text) is Traced]
+            texts = "".join(f"{self.value(_value(text))}, " for text in traced)
             self.lines.append(f"if {' or '.join(unusual)}: return write({template}, ({texts}))")
         self.lines.append(f"return [{', '.join(map(self.segment, runs))}]")
         return self.finish()
 
     def segment(self, run: list[Item]) -> str:
-        weight = run[0].weight
-        marks = (weight is not None, run[0].kind == "control", 1.0 if weight is None else weight)
-        if all(type(item.text) is not Traced for item in run):
-            return self.constant(Segment("".join(item.text for item in run), *marks))
+        kind, _, weight = run[0]
+        marks = (weight is not None, kind == "control", 1.0 if weight is None else weight)
+        if all(type(text) is not Traced for _, text, _ in run):
+            return self.constant(Segment("".join(text for _, text, _ in run), *marks))
         texts = [
-            self.value(item.text._value)  # type: ignore[arg-type]
-            if type(item.text) is Traced
-            else self.constant(item.text)
-            for item in run
+            self.value(_value(text)) if type(text) is Traced else self.constant(text)
+            for _, text, _ in run
         ]
         return f"new(Segment, ({' + '.join(texts)}, *{self.constant(marks)}))"
 
@@ -215,7 +205,7 @@ class _Compiler:
     ) -> list[Segment]:
         left = iter(texts)
         filled = [
-            Item(kind, next(left) if text is None else text, weight) for kind, text, weight in items
+            (kind, next(left) if text is None else text, weight) for kind, text, weight in items
         ]
         return write(filled, self.recognised)
 
@@ -224,16 +214,20 @@ def _runs(items: Sequence[Item]) -> list[list[Item]]:
     """What is written, by segment: ordinary text of one weight is one."""
     runs: list[list[Item]] = []
     for item in items:
-        before = runs[-1][-1] if runs else None
-        if (
-            before is not None
-            and "control" not in (before.kind, item.kind)
-            and before.weight == item.weight
-        ):
+        kind, _, weight = item
+        if runs and kind != "control" and runs[-1][-1][0] != "control" and runs[-1][-1][2] == weight:
             runs[-1].append(item)
         else:
             runs.append([item])
     return runs
+
+
+def _value(text: str) -> Value:
+    """How a text of the conversation is computed."""
+    value: Value | None = text._value  # type: ignore[attr-defined]
+    if value is None:
+        raise ValueError("a text that cannot be computed again")
+    return value
 
 
 def _first_characters(tokens: Sequence[str]) -> list[str] | None:

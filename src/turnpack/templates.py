@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from .chat_template import ChatTemplate
 from .declaration import TRAIN_ON, Template, Tools
 from .named_templates import NAMED
 from .nouns import Message, Rendered
@@ -17,7 +19,16 @@ from .nouns import Message, Rendered
 if TYPE_CHECKING:
     from .tokenizers import Backend
 
-__all__ = ["TRAIN_ON", "Template", "TemplateProtocol", "Tools", "get_template", "templates"]
+__all__ = [
+    "TRAIN_ON",
+    "ChatTemplate",
+    "Template",
+    "TemplateProtocol",
+    "Tools",
+    "find_template",
+    "get_template",
+    "templates",
+]
 
 
 class TemplateProtocol(Protocol):
@@ -75,6 +86,22 @@ def templates() -> list[str]:
     return list(_BY_NAME)
 
 
+def find_template(template: TemplateProtocol | str, backend: Backend) -> TemplateProtocol:
+    """A template as people say which: itself, a name, "auto" or the path of a Jinja file.
+
+    "auto" is the tokenizer's own; a path ends with `.jinja`. The latter two are bound already.
+    Raises ValueError where there is no such template.
+    """
+    if not isinstance(template, str):
+        return template
+    if template == "auto":
+        return ChatTemplate.from_tokenizer(backend)
+    if template.endswith(".jinja"):
+        source = Path(template).read_text(encoding="utf-8")
+        return ChatTemplate.for_backend(source, backend, name=Path(template).stem)
+    return get_template(template)
+
+
 def get_template(
     name: str, *, bos: str | None = None, eos: str | None = None, **variables: str
 ) -> Template:
@@ -92,7 +119,10 @@ def get_template(
         template = _BY_NAME[name]
     except KeyError:
         known = ", ".join(_BY_NAME)
-        raise ValueError(f"unknown template {name!r}; there are: {known}") from None
+        raise ValueError(
+            f"unknown template {name!r}; there are: {known}; auto (the tokenizer's own), and files "
+            "that end with .jinja"
+        ) from None
     own = dict(template.variables)
     for variable in variables:
         if variable not in own:

@@ -15,7 +15,6 @@ import importlib
 import json
 import os
 import secrets
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -26,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import kernels
+from .tokenizer_folder import Beside, named_templates, read_beside, save_files
 
 Ids = npt.NDArray[np.int32]
 Offsets = npt.NDArray[np.int64]
@@ -41,8 +41,9 @@ class Backend(Protocol):
     `fresh_after` (see below; "bos"), `recognised` (added tokens that an assistant's own text
     yields; none), `reads_in_text` (added tokens that the tokenizer itself finds in a text; none),
     `strips(control)` (whether a control token swallows the white space before and
-    behind it; neither), `fingerprint()`, `save(directory)`, `name`. `boundary="whole"` asks for an
-    ExtentBackend.
+    behind it; neither), `chat_template` (its own, a text or several by name; none),
+    `special_tokens` (what that template may call them, `unk_token` say; none), `fingerprint()`,
+    `save(directory)`, `name`. `boundary="whole"` asks for an ExtentBackend.
 
     `fresh_after` says where a run of ordinary text is encoded as the tokenizer encodes the start
     of a text (a SentencePiece model puts a `▁` there): at the start of a row only ("none"), also
@@ -97,11 +98,14 @@ def load(tokenizer: Any, *, bos: str | None = None, eos: str | None = None) -> B
         return HuggingFace(tokenizer.to_str(), bos=bos, eos=eos)
     if hasattr(tokenizer, "backend_tokenizer"):
         own = tokenizer.backend_tokenizer
+        special = getattr(tokenizer, "special_tokens_map", {})
+        texts = {key: text for key, text in special.items() if isinstance(text, str)}
         return HuggingFace(
             own.to_str(),
             bos=_first(bos, tokenizer.bos_token),
             eos=_first(eos, tokenizer.eos_token),
             name=str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__),
+            beside=Beside(texts, None, named_templates(getattr(tokenizer, "chat_template", None))),
         )
     if hasattr(tokenizer, "serialized_model_proto"):
         return SentencePiece(tokenizer.serialized_model_proto(), bos=bos, eos=eos)
@@ -113,17 +117,6 @@ def load(tokenizer: Any, *, bos: str | None = None, eos: str | None = None) -> B
         f"{type(tokenizer).__name__} is not a tokenizer: give a transformers fast tokenizer, a "
         "tokenizers.Tokenizer, a path or a turnpack Backend"
     )
-
-
-# What belongs to a tokenizer's folder; `save` copies these and nothing else.
-_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 def _load_path(path: Path, bos: str | None, eos: str | None) -> Backend:
@@ -140,76 +133,21 @@ def _load_path(path: Path, bos: str | None, eos: str | None) -> Backend:
         file = path
     else:
         raise FileNotFoundError(f"tokenizer {path}: no such file or folder")
-    config = _read_json(file.with_name("tokenizer_config.json"))
-    bos = _first(bos, _spelling(config.get("bos_token")))
-    eos = _first(eos, _spelling(config.get("eos_token")))
+    beside = read_beside(file)
+    bos = _first(bos, beside.special.get("bos_token"))
+    eos = _first(eos, beside.special.get("eos_token"))
     content = file.read_bytes()
-    adds_bos = config.get("add_bos_token")
     if content.lstrip()[:1] == b"{":
         try:
             text = content.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is not a tokenizer.json: {error}") from None
-        return HuggingFace(text, bos=bos, eos=eos, adds_bos=adds_bos, name=str(path), files=file)
-    return SentencePiece(
-        content,
-        bos=bos,
-        eos=eos,
-        adds_bos=adds_bos,
-        name=str(path),
-        files=file,
-        added=_added_beside(file, config),
-    )
-
-
-def _added_beside(file: Path, config: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
-    """Added tokens that transformers keeps beside a SentencePiece model: id, and if special."""
-    added = {
-        text: (token_id, True)
-        for text, token_id in _read_json(file.with_name("added_tokens.json")).items()
-    }
-    for token_id, token in config.get("added_tokens_decoder", {}).items():
-        text = _spelling(token)
-        if text is not None:
-            added[text] = int(token_id), bool(isinstance(token, dict) and token.get("special"))
-    return {text: found for text, found in added.items() if _visible(text)}
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    return value if isinstance(value, dict) else {}
-
-
-def _spelling(token: Any) -> str | None:
-    """A token of tokenizer_config.json: a string, or an object that holds one."""
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else None
+        return HuggingFace(text, bos=bos, eos=eos, beside=beside, name=str(path), files=file)
+    return SentencePiece(content, bos=bos, eos=eos, beside=beside, name=str(path), files=file)
 
 
 def _first(*values: str | None) -> str | None:
     return next((value for value in values if value is not None), None)
-
-
-def _save_files(
-    directory: Path, main: str, content: bytes, files: Path | None, bos: str | None, eos: str | None
-) -> None:
-    """Write the tokenizer's own files, and its bos and eos where `load` looks for them."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / main).write_bytes(content)
-    beside = [] if files is None else [files.with_name(name) for name in _FILES]
-    for file in beside:
-        if file.is_file() and file.name != main:
-            shutil.copyfile(file, directory / file.name)
-    path = directory / "tokenizer_config.json"
-    config = dict(_read_json(path))
-    if _spelling(config.get("bos_token")) != bos or _spelling(config.get("eos_token")) != eos:
-        config.update(bos_token=bos, eos_token=eos)
-        path.write_text(json.dumps(config, ensure_ascii=False, indent=2), encoding="utf-8")
 
 
 class HuggingFace:
@@ -221,14 +159,14 @@ class HuggingFace:
         *,
         bos: str | None = None,
         eos: str | None = None,
-        adds_bos: bool | None = None,
+        beside: Beside = Beside(),  # noqa: B008 - frozen
         name: str = "tokenizer.json",
         files: Path | None = None,
     ) -> None:
         """Make the backend of a tokenizer.json's `text`.
 
-        `adds_bos`: whether the tokenizer puts BOS in front of a text, as tokenizer_config.json
-        has it; None asks the tokenizer itself. `files`: where tokenizer_config.json lies beside.
+        `beside`: what tokenizer_config.json and the like say; where they do not say whether BOS is
+        put in front of a text, the tokenizer itself is asked. `files`: where they lie.
         """
         tokenizers = _import("tokenizers")
         try:
@@ -247,7 +185,8 @@ class HuggingFace:
         }
         self.recognised = tuple(token["content"] for token in added if not token["special"])
         self.reads_in_text = tuple(self._control)
-        self.prefix_ids = self._prefix(adds_bos)
+        self.chat_template, self.special_tokens = beside.chat_template, beside.special
+        self.prefix_ids = self._prefix(beside.adds_bos)
         vocab = spec["model"]["vocab"]
         pieces = vocab if isinstance(vocab, dict) else {piece for piece, _ in vocab}
         for token in added:
@@ -320,7 +259,7 @@ class HuggingFace:
     def save(self, directory: Path) -> None:
         """Write the tokenizer so that `load(directory)` gives the same one."""
         content = self._text.encode("utf-8")
-        _save_files(directory, "tokenizer.json", content, self._files, self.bos, self.eos)
+        save_files(directory, "tokenizer.json", content, self._files, self.bos, self.eos)
 
 
 def _run(tokenizer: Any, texts: Sequence[str], fast: bool) -> list[Any]:
@@ -440,15 +379,14 @@ class SentencePiece:
         *,
         bos: str | None = None,
         eos: str | None = None,
-        adds_bos: bool | None = None,
+        beside: Beside = Beside(),  # noqa: B008 - frozen
         name: str = "sentencepiece",
         files: Path | None = None,
-        added: Mapping[str, tuple[int, bool]] | None = None,
     ) -> None:
         """Make the backend of a serialized model; the arguments are as in HuggingFace.
 
-        `adds_bos` None means yes: that is what the Llama family does with such a model. `added`:
-        tokens that were added to the model, as texts with their id and whether they are special.
+        Where nothing says whether BOS is put in front of a text, it is: that is what the Llama
+        family does with such a model.
         """
         sentencepiece = _import("sentencepiece")
         protobuf = _import("sentencepiece.sentencepiece_model_pb2")
@@ -478,7 +416,9 @@ class SentencePiece:
             if proto.pieces[token_id].type == piece_type.USER_DEFINED
         )
         later = {
-            text: found for text, found in (added or {}).items() if found[0] >= len(proto.pieces)
+            text: found
+            for text, found in beside.added.items()
+            if found[0] >= len(proto.pieces) and _visible(text)
         }
         self._control.update({text: token_id for text, (token_id, _) in later.items()})
         self.recognised += tuple(text for text, (_, special) in later.items() if not special)
@@ -486,7 +426,9 @@ class SentencePiece:
         self.bos = _first(bos, own.id_to_piece(own.bos_id()) if own.bos_id() >= 0 else None)
         self.eos = _first(eos, own.id_to_piece(own.eos_id()) if own.eos_id() >= 0 else None)
         self.reads_in_text = (*self.recognised, *later)
-        self.prefix_ids = () if adds_bos is False or self.bos is None else (_bos_id(self),)
+        self.chat_template, self.special_tokens = beside.chat_template, beside.special
+        adds_bos = beside.adds_bos is not False and self.bos is not None
+        self.prefix_ids = (_bos_id(self),) if adds_bos else ()
         for piece in proto.pieces:
             if piece.type == piece_type.USER_DEFINED and piece.piece in self._control:
                 piece.type = piece_type.UNUSED
@@ -551,7 +493,7 @@ class SentencePiece:
 
     def save(self, directory: Path) -> None:
         """Write the tokenizer so that `load(directory)` gives the same one."""
-        _save_files(directory, "tokenizer.model", self._model, self._files, self.bos, self.eos)
+        save_files(directory, "tokenizer.model", self._model, self._files, self.bos, self.eos)
 
 
 def _fill_extents(extents: Extents, pieces: Sequence[str]) -> Extents:

@@ -1,0 +1,124 @@
+"""A tokenizer's folder: what lies beside the tokenizer itself.
+
+Owns the names and the layout of those files: how BOS and EOS are spelled, which tokens were added,
+the chat template. Knows no tokenizer library.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# What belongs to a tokenizer's folder; `save` copies these and nothing else.
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_MORE_TEMPLATES = "additional_chat_templates"
+
+# One chat template, or several by name ("default", "tool_use").
+Templates = str | Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What lies beside a tokenizer.
+
+    `special`: how its special tokens are spelled, by name ("bos_token"). `added`: tokens that
+    transformers keeps beside a SentencePiece model: id, and if special. `adds_bos`: whether BOS is
+    put in front of a text, None where nothing says so.
+    """
+
+    special: Mapping[str, str] = field(default_factory=dict)
+    adds_bos: bool | None = None
+    chat_template: Templates | None = None
+    added: Mapping[str, tuple[int, bool]] = field(default_factory=dict)
+
+
+def read_beside(file: Path) -> Beside:
+    """Read what lies beside a tokenizer's file. Raises ValueError for a file that is no JSON."""
+    config = _read_json(file.with_name("tokenizer_config.json"))
+    named = {**_read_json(file.with_name("special_tokens_map.json")), **config}
+    spelled = {key: spelling(token) for key, token in named.items() if key.endswith("_token")}
+    added = {
+        text: (token_id, True)
+        for text, token_id in _read_json(file.with_name("added_tokens.json")).items()
+    }
+    for token_id, token in config.get("added_tokens_decoder", {}).items():
+        text = spelling(token)
+        if text is not None:
+            added[text] = int(token_id), bool(isinstance(token, dict) and token.get("special"))
+    return Beside(
+        special={key: text for key, text in spelled.items() if text is not None},
+        adds_bos=config.get("add_bos_token"),
+        chat_template=_chat_template(file, config),
+        added=added,
+    )
+
+
+def _chat_template(file: Path, config: Mapping[str, Any]) -> Templates | None:
+    """The chat template; a file of its own counts before one in the configuration."""
+    own = file.with_name("chat_template.jinja")
+    found = {}
+    if own.is_file():
+        found["default"] = own.read_text(encoding="utf-8")
+    folder = file.with_name(_MORE_TEMPLATES)
+    if folder.is_dir():
+        more = sorted(folder.glob("*.jinja"))
+        found |= {path.stem: path.read_text(encoding="utf-8") for path in more}
+    if not found:
+        known = config.get("chat_template")
+        if known is None:
+            known = _read_json(file.with_name("chat_template.json")).get("chat_template")
+        return named_templates(known)
+    return found["default"] if list(found) == ["default"] else found
+
+
+def named_templates(known: Any) -> Templates | None:
+    """Chat templates as tokenizer_config.json has them: a text, or a list of names and texts."""
+    if isinstance(known, list):
+        known = {entry["name"]: entry["template"] for entry in known if isinstance(entry, dict)}
+    return known if isinstance(known, (str, dict)) and known else None
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    return value if isinstance(value, dict) else {}
+
+
+def spelling(token: Any) -> str | None:
+    """A token of tokenizer_config.json: a string, or an object that holds one."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
+
+
+def save_files(
+    directory: Path, main: str, content: bytes, files: Path | None, bos: str | None, eos: str | None
+) -> None:
+    """Write the tokenizer's own files, and its bos and eos where `load` looks for them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / main).write_bytes(content)
+    beside = [] if files is None else [files.with_name(name) for name in _FILES]
+    for file in beside:
+        if file.is_file() and file.name != main:
+            shutil.copyfile(file, directory / file.name)
+    if files is not None and files.with_name(_MORE_TEMPLATES).is_dir():
+        shutil.copytree(files.with_name(_MORE_TEMPLATES), directory / _MORE_TEMPLATES)
+    path = directory / "tokenizer_config.json"
+    config = dict(_read_json(path))
+    if spelling(config.get("bos_token")) != bos or spelling(config.get("eos_token")) != eos:
+        config.update(bos_token=bos, eos_token=eos)
+        path.write_text(json.dumps(config, ensure_ascii=False, indent=2), encoding="utf-8")
