@@ -108,8 +108,12 @@ def turnpack() -> None:
     """Chat data in, packed training rows out."""
 
 
-def _encoding(required: bool) -> Callable[[Command], Command]:
-    """Add the options that decide how a conversation becomes tokens."""
+def _encoding(required: bool, *, length: bool | None = None) -> Callable[[Command], Command]:
+    """Add the options that decide how a conversation becomes tokens.
+
+    `required`: whether tokenizer and template must be given, and the length unless `length` says
+    otherwise.
+    """
     options = [
         click.option(
             "--tokenizer",
@@ -128,7 +132,7 @@ def _encoding(required: bool) -> Callable[[Command], Command]:
             "--max-length",
             type=int,
             metavar="N",
-            required=required,
+            required=required if length is None else length,
             help="Tokens a conversation may have.",
         ),
         click.option(
@@ -323,6 +327,32 @@ def preview(
         encoder = Encoder(backend, template, **options)
     show.show_legend(console)
     show.show_conversations(console, islice(rows, bins), encoder, backend)
+
+
+@turnpack.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@_encoding(required=True, length=False)
+@click.option("--against", metavar="NAME", help="Template to compare ids and targets with.")
+def check(files: tuple[str, ...], against: str | None, **options: Any) -> int:
+    """Is training the same as inference, row by row?
+
+    Compares the ids before every answer with those of its inference prompt, and looks at stop
+    tokens and BOS. The exit code is 1 when something is wrong.
+    """
+    from . import check as checks
+    from . import records, tokenizers
+    from .encode import Encoder
+
+    tokenizer, template = options.pop("tokenizer"), options.pop("template")
+    bos, eos, format = (options.pop(key) for key in ("bos_token", "eos_token", "format"))
+    with _asked():
+        backend = tokenizers.load(tokenizer, bos=bos, eos=eos)
+        rows = records.read(files, format=format)
+        encoder = Encoder(backend, template, **options)
+        other = None if against is None else Encoder(backend, against, **options)
+    found = checks.check(rows, encoder, against=other)
+    click.echo(checks.page(found))
+    return int(found.wrong)
 
 
 @turnpack.command()

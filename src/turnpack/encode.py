@@ -111,7 +111,7 @@ class Encoder:
         numbered = enumerate(conversations)
         while batch := list(islice(numbered, BATCH)):
             parts.append(self._encode_batch(batch, rejects))
-        return Tokens.join(parts) if parts else self._tokens([], [])
+        return Tokens.join(parts) if parts else self.tokens([], [])
 
     def _encode_batch(
         self, batch: Sequence[tuple[int, Any]], rejects: list[Reject] | None
@@ -122,15 +122,15 @@ class Encoder:
         refused: dict[int, tuple[Any, RowError]] = {}
         for number, item in batch:
             try:
-                conversation = self._conversation(item)
-                text = self._render(conversation)
+                conversation = self.conversation(item)
+                text = self.render(conversation)
             except RowError as error:
                 refused[number] = item, error
                 continue
             numbers.append(number)
             conversations.append(conversation)
             rendered.append(text)
-        tokens = self._tokens(rendered, numbers)
+        tokens = self.tokens(rendered, numbers)
         tokens, too_bad = self._fit(tokens, conversations)
         for index, reason in too_bad.items():
             refused[numbers[index]] = conversations[index], reason
@@ -143,7 +143,8 @@ class Encoder:
                 self.warnings.update(text.warnings)
         return tokens
 
-    def _conversation(self, item: Any) -> Conversation:
+    def conversation(self, item: Any) -> Conversation:
+        """What `item` is as a Conversation, with the system message where it has none."""
         if not isinstance(item, Conversation):
             row = item if isinstance(item, Mapping) else {"messages": item}
             item = read_row(row)
@@ -154,7 +155,8 @@ class Encoder:
         first = {"role": "system", "content": self.system}
         return dataclasses.replace(conversation, messages=(first, *messages))
 
-    def _render(self, conversation: Conversation) -> Rendered:
+    def render(self, conversation: Conversation) -> Rendered:
+        """The conversation as segments; raises RowError where none is a target."""
         rendered = self.template.render(
             conversation.messages, conversation.tools, train_on=self.train_on
         )
@@ -164,8 +166,8 @@ class Encoder:
 
     # -- text to tokens ------------------------------------------------------------------------
 
-    def _tokens(self, rendered: Sequence[Rendered], numbers: Sequence[int]) -> Tokens:
-        """All of `rendered` as rows, whatever their length."""
+    def tokens(self, rendered: Sequence[Rendered], numbers: Sequence[int] | None = None) -> Tokens:
+        """All of `rendered` as rows, whatever their length; `numbers` are their `source`."""
         parts: list[_Part] = []
         parts_of_row: list[int] = []
         for row in rendered:
@@ -210,7 +212,7 @@ class Encoder:
             input_ids=made.input_ids,
             loss_mask=loss_mask,
             offsets=made.offsets,
-            source=np.array(numbers, np.int64),
+            source=np.arange(len(rendered)) if numbers is None else np.array(numbers, np.int64),
             loss_weights=weights,
         )
 
@@ -340,7 +342,7 @@ class Encoder:
             middle = (low + high) // 2
             kept = [m for exchange in exchanges[:middle] for m in exchange if m["role"] == "system"]
             kept += [message for exchange in exchanges[middle:] for message in exchange]
-            shorter = self._tokens(
+            shorter = self.tokens(
                 [self.template.render((*head, *kept), conversation.tools, train_on=self.train_on)],
                 [number],
             )

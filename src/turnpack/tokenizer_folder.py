@@ -21,6 +21,7 @@ _FILES = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    "generation_config.json",
 )
 _MORE_TEMPLATES = "additional_chat_templates"
 
@@ -34,13 +35,14 @@ class Beside:
 
     `special`: how its special tokens are spelled, by name ("bos_token"). `added`: tokens that
     transformers keeps beside a SentencePiece model: id, and if special. `adds_bos`: whether BOS is
-    put in front of a text, None where nothing says so.
+    put in front of a text, None where nothing says so. `stop_ids`: where generation stops.
     """
 
     special: Mapping[str, str] = field(default_factory=dict)
     adds_bos: bool | None = None
     chat_template: Templates | None = None
     added: Mapping[str, tuple[int, bool]] = field(default_factory=dict)
+    stop_ids: tuple[int, ...] = ()
 
 
 def read_beside(file: Path) -> Beside:
@@ -56,11 +58,13 @@ def read_beside(file: Path) -> Beside:
         text = spelling(token)
         if text is not None:
             added[text] = int(token_id), bool(isinstance(token, dict) and token.get("special"))
+    stops = _read_json(file.with_name("generation_config.json")).get("eos_token_id")
     return Beside(
         special={key: text for key, text in spelled.items() if text is not None},
         adds_bos=config.get("add_bos_token"),
         chat_template=_chat_template(file, config),
         added=added,
+        stop_ids=tuple(stops if isinstance(stops, list) else [stops]) if stops is not None else (),
     )
 
 

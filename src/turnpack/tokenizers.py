@@ -42,7 +42,9 @@ class Backend(Protocol):
     yields; none), `reads_in_text` (added tokens that the tokenizer itself finds in a text; none),
     `strips(control)` (whether a control token swallows the white space before and
     behind it; neither), `chat_template` (its own, a text or several by name; none),
-    `special_tokens` (what that template may call them, `unk_token` say; none), `fingerprint()`,
+    `special_tokens` (what that template may call them, `unk_token` say; none), `stop_tokens`
+    (where generation stops besides EOS; none), `own_ids(texts)` (the ids that the tokenizer itself
+    gives for texts, added tokens read; what it encodes is compared instead), `fingerprint()`,
     `save(directory)`, `name`. `boundary="whole"` asks for an ExtentBackend.
 
     `fresh_after` says where a run of ordinary text is encoded as the tokenizer encodes the start
@@ -186,6 +188,7 @@ class HuggingFace:
         self.recognised = tuple(token["content"] for token in added if not token["special"])
         self.reads_in_text = tuple(self._control)
         self.chat_template, self.special_tokens = beside.chat_template, beside.special
+        self.stop_tokens = _named(beside.stop_ids, self._control)
         self.prefix_ids = self._prefix(beside.adds_bos)
         vocab = spec["model"]["vocab"]
         pieces = vocab if isinstance(vocab, dict) else {piece for piece, _ in vocab}
@@ -219,6 +222,10 @@ class HuggingFace:
     def encode_batch(self, texts: Sequence[str], continues: Sequence[bool]) -> tuple[Ids, Offsets]:
         """See Backend."""
         return kernels.flatten([encoding.ids for encoding in self._encode(texts, continues, True)])
+
+    def own_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """What the tokenizer itself makes of texts: it reads added tokens, and adds none."""
+        return [encoding.ids for encoding in _run(self._own, texts, True)]
 
     def encode_batch_extents(
         self, texts: Sequence[str], continues: Sequence[bool]
@@ -274,6 +281,10 @@ def _bos_id(backend: HuggingFace | SentencePiece) -> int:
     if token_id is None:
         raise ValueError(f"BOS {backend.bos!r} is no added token of {backend.name}")
     return token_id
+
+
+def _named(ids: Sequence[int], control: Mapping[str, int]) -> tuple[str, ...]:
+    return tuple(text for text, token_id in control.items() if token_id in ids)
 
 
 def _is_blank(token: Mapping[str, Any]) -> bool:
@@ -427,6 +438,7 @@ class SentencePiece:
         self.eos = _first(eos, own.id_to_piece(own.eos_id()) if own.eos_id() >= 0 else None)
         self.reads_in_text = (*self.recognised, *later)
         self.chat_template, self.special_tokens = beside.chat_template, beside.special
+        self.stop_tokens = _named(beside.stop_ids, self._control)
         adds_bos = beside.adds_bos is not False and self.bos is not None
         self.prefix_ids = (_bos_id(self),) if adds_bos else ()
         for piece in proto.pieces:
