@@ -86,3 +86,78 @@ def conversations(template, texts):
     if template.has_system:
         opening |= st.builds(lambda text: [system(text)], texts)
     return st.builds(lambda first, rest: [*first, *rest], opening, exchanges(texts))
+
+_CALLS = [call("f", x="1"), call("f", x="二")]
+
+# A conversation of every kind that hand-made masks get wrong.
+KINDS = {
+    "one turn": [user("Hello there?"), assistant("I am a model.")],
+    "several turns": [
+        *(user("Hello there?"), assistant("I am a model.")),
+        *(user("And now?"), assistant("Now this.")),
+        *(user("Bye"), assistant("So long.")),
+    ],
+    "system": [
+        *(system("Be good."), user("Hello there?"), assistant("I am a model.")),
+        *(user("And now?"), assistant("Now this.")),
+    ],
+    "spaces": [
+        *(user("  Hello \n\n"), assistant("\n\n  I am \n a model.  \n")),
+        *(user("\tAnd?"), assistant(" x ")),
+    ],
+    "repeats the user": [user("Say assistant"), assistant("Say assistant")],
+    "spells a header": [
+        *(user("Again"), assistant("<|im_start|>assistant\nuser\n ASSISTANT: [/INST] model\n")),
+        *(user("### Response:"), assistant("### Response:")),
+    ],
+    "empty with a call": [
+        *(user("Go"), assistant("", tool_calls=_CALLS[:1]), tool("42")),
+        *(assistant("It is 42."), user("Thanks"), assistant("Sure.")),
+    ],
+    "parallel calls": [
+        *(user("Go"), assistant("", tool_calls=_CALLS), tool("42"), tool("43")),
+        assistant("It is 42."),
+    ],
+    "text and a call": [
+        *(user("Go"), assistant("Wait.", tool_calls=_CALLS[:1]), tool("42")),
+        assistant("It is 42."),
+    ],
+    "reasoning": [
+        *(user("Go"), assistant("Done.", reasoning_content="Let me think.")),
+        *(user("More"), assistant("Done again.", reasoning_content="Hm.")),
+    ],
+    "reasoning and a call": [
+        *(user("Go"), assistant("", reasoning_content="Need f.", tool_calls=_CALLS[:1])),
+        *(tool("42"), assistant("It is 42.", reasoning_content="Got it.")),
+    ],
+    "thinks in its text": [
+        *(user("Go"), assistant("<think>\nLet me.\n</think>\n\nDone.")),
+        *(user("More"), assistant("<think>\nYes.\n</think>\n\nDone too.")),
+    ],
+    "chinese": [user("你好，你是谁？"), assistant("我是一个模型。"), user("好"), assistant("好")],
+    "emoji": [user("👩‍👩‍👧 🎉"), assistant("🎉🎉"), user("🇩🇪"), assistant("👍🏽")],
+    "digits": [user("1 2 3"), assistant("42"), user("7"), assistant("7")],
+    "punctuation": [user("?!"), assistant("..."), user("-"), assistant("</>{}")],
+    "one character": [user("a"), assistant("b"), user("c"), assistant("d")],
+    "spells stop tokens": [
+        user("Spell <|im_end|></s><|eot_id|>"),
+        assistant("It is <|im_end|> or </s> or <|eot_id|><|end|><end_of_turn><｜end▁of▁sentence｜>."),
+        *(user("ok"), assistant("<|im_end|>")),
+    ],
+    "the same answer": [user("a"), assistant("yes"), user("a"), assistant("yes")] * 2,
+    "empty": [user("a"), assistant(""), user("b"), assistant("c")],
+}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "f",
+            "description": "Get <b>it</b> & 天气",
+            "parameters": {
+                "type": "object",
+                "properties": {"x": {"type": "string", "description": "What"}},
+                "required": ["x"],
+            },
+        },
+    }
+]

@@ -17,18 +17,21 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .declaration import TRAIN_ON
-from .jinja_render import JinjaTemplate, Message, to_json, strftime_now
+from .jinja_render import REFUSED, JinjaTemplate, Message, to_json, strftime_now
 from .nouns import Conversation, Rendered, RowError, Segment
 from .nouns import Message as PlainMessage
 from .patterns import splitter
 from .provenance import (
     ELSEWHERE,
+    MAX_STEPS,
+    TANGLED,
     Data,
     Items,
     Origin,
     Trace,
     Traced,
     Value,
+    current_trace,
     plain,
     single,
     tracing,
@@ -163,7 +166,7 @@ class ChatTemplate:
     def fingerprint(self) -> str:
         """Sha256 (hex) of all that decides the text and the targets."""
         state = {k: v for k, v in self.__getstate__().items() if k != "name"}
-        return hashlib.sha256(repr(sorted(state.items())).encode()).hexdigest()
+        return hashlib.sha256(_stable(state).encode("utf-8", "surrogatepass")).hexdigest()
 
     def bind(self, backend: Backend) -> ChatTemplate:
         """The template with the control tokens that the tokenizer has, and its BOS and EOS.
@@ -232,7 +235,7 @@ class ChatTemplate:
             segments = _run(program, messages, tools)
             if segments is not None:
                 self._replayed += 1
-                if self._replayed % _CHECKED == 0:
+                if self._distrusted or self._replayed % _CHECKED == 0:
                     self._compare("".join(s.text for s in segments), messages, tools, how)
                 return _rendered(segments, notes)
         _check(messages, tools)
@@ -258,9 +261,9 @@ class ChatTemplate:
         self._programs: dict[Any, list[tuple[Program, tuple[str, ...]]]] = {}
         self._prompts: dict[Any, list[tuple[Program, Written, dict[Any, Any]]]] = {}
         self._seen: set[Any] = set()
-        self._hopeless: set[Any] = set()
         self._literals: dict[str, list[tuple[int, str, str]]] = {}
         self._replayed = self._traced = 0
+        self._distrusted = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if not key.startswith("_")}
@@ -303,7 +306,15 @@ class ChatTemplate:
             origin = (ELSEWHERE, "tools")
             listed = [Data(tool, origin, ("tools", n)) for n, tool in enumerate(tools)]
             tools = Items(listed, tools, origin, ("tools",))
-        return Written(jinja.pieces(self._variables(traced, tools, how)))
+        current_trace().steps = MAX_STEPS
+        written = Written(jinja.pieces(self._variables(traced, tools, how)))
+        for piece in written.pieces:
+            if type(piece) is Traced and piece._origin == TANGLED:
+                raise RowError(
+                    "cannot follow the chat template",
+                    "it makes one text of its own and the conversation's",
+                )
+        return written
 
     def _render(
         self, messages: Sequence[PlainMessage], tools: Any, how: _How, shape: Any
@@ -311,14 +322,15 @@ class ChatTemplate:
         with tracing() as trace:
             try:
                 written = self._written(messages, tools, how)
-            except RowError:
-                self._bare(messages, tools, how)  # says the same of what the caller knows
+            except RowError as error:
+                if error.reason == REFUSED:
+                    self._bare(messages, tools, how)  # says it of what the caller knows
                 raise
             spans, notes, static = self._spans(written, messages, tools, how, trace)
             items = self._items(written, spans, messages, how)
             notes += self._unwritten(written, messages, tools, trace)
         self._traced += 1
-        if self._traced <= _FIRST or self._traced % _CHECKED == 0:
+        if self._distrusted or self._traced <= _FIRST or self._traced % _CHECKED == 0:
             self._compare(written.text, messages, tools, how)
         rendered = Rendered(write(items, self.recognised), (*self.notes, *notes))
         if shape is not None and static and not trace.opaque and self._worth(shape):
@@ -336,7 +348,6 @@ class ChatTemplate:
             self._seen.clear()
             self._programs.clear()
             self._prompts.clear()
-            self._hopeless.clear()
         self._seen.add(shape)
         return False
 
@@ -346,12 +357,13 @@ class ChatTemplate:
         """Compare a text with what the template alone writes."""
         if text != self._bare(messages, tools, how):
             self._programs.clear()
+            self._distrusted = True  # from now on every text is compared
             raise RowError(
                 "cannot follow the chat template", "its text is another when it is traced"
             )
 
     def _prompt(
-        self, messages: Sequence[PlainMessage], tools: Any, how: _How, text: Written, trace: Trace
+        self, messages: Sequence[PlainMessage], tools: Any, how: _How, trace: Trace
     ) -> Written | None:
         """The inference prompt behind messages; None where the template refuses to write one."""
         how = how._replace(for_inference=True, train_on="")
@@ -362,20 +374,12 @@ class ChatTemplate:
                 trace.guards.update(guards)
                 return prompt.filled(texts)
         try:
-            if shape is None or shape in self._hopeless:
-                # What its pieces are does not matter if the text begins with it.
-                bare = self._bare(messages, tools, how)
-                if text.text.startswith(bare):
-                    trace.opaque = True
-                    return Written(bare)
             with tracing() as own:
                 prompt = self._written(messages, tools, how)
         except RowError:
             return None
         trace.guards.update(own.guards)
-        if own.opaque:
-            trace.opaque = True
-            self._hopeless.add(shape)
+        trace.opaque = trace.opaque or own.opaque
         if shape is not None and not own.opaque and self._worth(shape):
             prompts = self._prompts.setdefault(shape, [])
             if len(prompts) < _PROGRAMS:
@@ -462,7 +466,7 @@ class ChatTemplate:
         known = self._known()
         return Turns(
             written,
-            prompt=lambda n: self._prompt(messages[:n], tools, how, written, trace) if n else None,
+            prompt=lambda n: self._prompt(messages[:n], tools, how, trace) if n else None,
             upto=lambda n: self._written(messages[: n + 1], tools, how),
             controls=self._controls,
             stops=known.stops,
@@ -667,6 +671,17 @@ def _run(program: Program, messages: Sequence[PlainMessage], tools: Any) -> Any:
         return None
 
 
+def _stable(value: Any) -> str:
+    """The value as a text that is the same in every process."""
+    if isinstance(value, Mapping):
+        return f"{{{sorted((str(key), _stable(item)) for key, item in value.items())}}}"
+    if isinstance(value, (set, frozenset)):
+        return f"set({sorted(map(_stable, value))})"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_stable, value))}]"
+    return repr(value)
+
+
 _set = object.__setattr__
 
 
@@ -790,7 +805,9 @@ def _shape(how: _How, messages: Sequence[PlainMessage], tools: Any) -> Any:
     try:
         for message in messages:
             parts.append(message["role"] if _is_text(message) else _fields(message))
-        shape = how, tuple(parts), None if tools is None else len(tools)
+        named = tuple((key, _constant(value)) for key, value in how.variables)
+        count = None if tools is None else len(tools)
+        shape = how.for_inference, how.train_on, named, tuple(parts), count
         hash(shape)
     except (AttributeError, KeyError, TypeError, UnicodeError):
         return None  # what is wrong with it, if anything, is said elsewhere
@@ -798,8 +815,8 @@ def _shape(how: _How, messages: Sequence[PlainMessage], tools: Any) -> Any:
 
 
 def _is_text(message: PlainMessage) -> bool:
-    """Whether a message is a role and a text."""
-    if len(message) != 2:
+    """Whether a message is a role and a text, in this order."""
+    if len(message) != 2 or next(iter(message)) != "role":
         return False
     content = message["content"]
     return type(content) is str and (content.isascii() or bool(content.encode()))
@@ -809,18 +826,23 @@ def _fields(message: Mapping[str, Any]) -> tuple[Any, ...]:
     parts: list[Any] = []
     for key, value in message.items():
         if key == "role":
-            parts.append(value)
+            parts.append((key, value))
         elif type(value) is str:
             value.encode()
             parts.append(key)
-        elif value is None or type(value) in (bool, int, float):
-            parts.append((key, type(value).__name__, value))
-        elif key == "tool_calls":
+        elif key == "tool_calls" and value is not None:
             parts.append((key, *map(_fields, value)))
         elif key == "function" and isinstance(value, Mapping):
             parts.append((key, _fields(value)))
         elif isinstance(value, Mapping) and key == "arguments":
             parts.append((key, "object"))
         else:
-            raise TypeError("more than texts and numbers")
+            parts.append((key, _constant(value)))
     return tuple(parts)
+
+
+def _constant(value: Any) -> tuple[str, str]:
+    """A value that is no text, so that 1, 1.0 and True are different; a container is refused."""
+    if value is None or type(value) in (str, bool, int, float):
+        return type(value).__name__, repr(value)
+    raise TypeError("more than texts and numbers")

@@ -15,7 +15,8 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from types import BuiltinMethodType, FunctionType, MethodType
+from string import Formatter
+from types import BuiltinMethodType, MethodType
 from typing import Any, NoReturn
 
 import jinja2
@@ -35,15 +36,21 @@ from .provenance import (
     Mark,
     Traced,
     Value,
+    bounded,
     current_trace,
+    formatted,
     join,
     join_with,
     mixed,
     plain,
+    plain_data,
     refuse_work,
+    replaced,
     single,
     traced_in,
 )
+
+REFUSED = "the chat template refuses the conversation"
 
 # A number that pads or repeats text may not be larger, nor have more bits.
 _MAX_NUMBER = 1 << 20
@@ -130,17 +137,25 @@ def _check_name(name: Any) -> None:
         raise SecurityError(f"a namespace has no attribute {name!r}: it begins with an underscore")
 
 
-class _Plain(ImmutableSandboxedEnvironment):
-    """The environment of transformers."""
+@jinja2.pass_context
+def _unchanged(_: Context, value: Any) -> Any:
+    """What is written, unchanged; as it takes the context, nothing is written at compile time."""
+    return value
 
-    def __init__(self, **options: Any) -> None:
+
+class _Plain(ImmutableSandboxedEnvironment):
+    """The environment of transformers, but that nothing is computed while it compiles."""
+
+    def __init__(self, finalize: Callable[..., Any] = _unchanged) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=[_Generation, loopcontrols],
             cache_size=0,
-            **options,
+            optimized=False,
+            finalize=finalize,
         )
+        del self.globals["lipsum"]  # nobody can want random text of any length here
         self.filters["tojson"] = to_json
         self.globals.update(
             raise_exception=_raise_exception,
@@ -152,9 +167,8 @@ class _Plain(ImmutableSandboxedEnvironment):
 
 # Filters that only call a string's methods, or that hand on what they find in lists and objects.
 _SAFE_FILTERS = set(
-    """attr batch capitalize count d default dictsort first groupby items last length list lower map
-    max min reject rejectattr replace reverse select selectattr slice sort sum trim unique
-    upper""".split()
+    """attr capitalize count d default dictsort first groupby items last length list lower map
+    max min reject rejectattr reverse select selectattr sort sum trim unique upper""".split()
 )
 _NUMBERS_IN_FORMAT = re.compile(r"\d{5,}|\*")
 
@@ -165,14 +179,15 @@ class _Tracing(_Plain):
     intercepted_binops = frozenset(("+", "%", "*", "**"))
 
     def __init__(self) -> None:
-        super().__init__(finalize=_as_text)
+        super().__init__(finalize=_written)
         self.concat = join  # type: ignore[assignment]
         for name, function in self.filters.items():
-            if name not in _SAFE_FILTERS:
-                self.filters[name] = _guarded_filter(function)
+            wrap = _counted_filter if name in _SAFE_FILTERS else _guarded_filter
+            self.filters[name] = wrap(function)
         self.filters.update(
-            tojson=_traced_json, join=_join_filter, string=_as_text, safe=_safe
+            tojson=_traced_json, join=_join_filter, string=_as_text, safe=_safe, replace=_replace
         )
+        self.filters.update(trim=_trim, default=_default, d=_default, format=_format_filter)
         self.filters.update(_at=_at, _end=_end, _sum=_sum)
         self.tests["in"] = _is_in
         self.tests["_longer"] = _is_longer
@@ -187,16 +202,18 @@ class _Tracing(_Plain):
                 if type(left) is Markup or type(right) is Markup:
                     return _unmodelled(lambda a, b: a + b, left, right)
                 return join((left, right))
+            if isinstance(left, (list, tuple)) and len(left) > _MAX_NUMBER:
+                refuse_work(f"makes a list of {len(left)} items")
             return left + right
         if operator == "%" and isinstance(left, str):
-            _check_format(left)
-            return _unmodelled(lambda a, b: a % b, left, right)
+            _check_format(left, right)
+            return bounded(formatted(left, right))
         if operator == "*":
             for one, times in ((left, right), (right, left)):
                 if isinstance(one, (str, list, tuple)) and isinstance(times, int):
-                    if times > MAX_TEXT // max(1, _length(one)):
+                    most = MAX_TEXT if isinstance(one, str) else _MAX_NUMBER
+                    if times > most // max(1, _length(one)):
                         refuse_work(f"repeats something {times} times")
-                    current_trace().spend(1 + (max(times, 0) * _length(one) >> 10))
                     if isinstance(one, str):
                         return _unmodelled(lambda a, b: a * b, left, right)
         elif operator == "**" and isinstance(right, int) and right > _MAX_BITS:
@@ -210,37 +227,75 @@ class _Tracing(_Plain):
         """See SandboxedEnvironment."""
         if not isinstance(value, (MethodType, BuiltinMethodType)):
             return None
-        if value.__name__ not in ("format", "format_map") or type(value.__self__) is not Traced:
+        pattern = value.__self__
+        if value.__name__ not in ("format", "format_map") or not isinstance(pattern, str):
             return super().wrap_str_format(value)
-        source = value.__self__
-        formatted = super().wrap_str_format(getattr(plain(source), value.__name__))
-        if formatted is None:
-            return None
-        return lambda *args, **kwargs: mixed(formatted(*args, **kwargs), [source])
+        own = super().wrap_str_format(getattr(plain(pattern), value.__name__))
+
+        def format(*args: Any, **kwargs: Any) -> str:
+            _check_format(pattern, (args, kwargs))
+            _check_numbers((*args, *kwargs.values()))
+            if type(pattern) is str and value.__name__ == "format":
+                exact = _format_fields(pattern, args, kwargs)
+                if exact is not None:
+                    return exact
+            text = own(*plain_data(args), **plain_data(kwargs))  # type: ignore[misc]
+            sources = traced_in([pattern, args, kwargs])
+            return mixed(text, sources, tangled=True) if sources else text
+
+        return format
 
     def call(__self, __context: Context, __callable: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
         """See SandboxedEnvironment."""
-        current_trace().spend(1)
         owner = getattr(__callable, "__self__", None)
+        if not isinstance(owner, (str, bytes, int)):
+            current_trace().spend(1)
+            return super().call(__context, __callable, *args, **kwargs)
+        current_trace().spend(1 + (_length(owner) >> 10 if isinstance(owner, str) else 0))
+        _check_numbers(args)
+        name = __callable.__name__
         if isinstance(owner, str):
-            _check_numbers(args)
-            if __callable.__name__ == "join" and len(args) == 1:
+            if name == "join" and len(args) == 1:
                 return join_with(owner, args[0])
-        elif getattr(__callable, "__name__", "") in ("format", "format_map"):
-            _check_format(str(getattr(__callable, "__wrapped__", __callable)))
+            if name == "replace" and len(args) > 1:
+                _check_replace(owner, args[0], args[1])
+                return replaced(owner, *args)
         result = super().call(__context, __callable, *args, **kwargs)
-        if type(result) is str and isinstance(
-            __callable, (BuiltinMethodType, MethodType, FunctionType)
-        ):
-            # Jinja hands a loop's variables on beside the arguments.
-            named = [value for name, value in kwargs.items() if name not in _SCOPES]
-            sources = traced_in([owner, args, named]) if not isinstance(owner, dict) else []
-            if sources:
-                return mixed(result, sources)
+        if isinstance(result, str):
+            bounded(result)
+        if type(owner) is Traced and type(__callable) is MethodType:
+            return result  # a method of Traced, which has seen its arguments
+        sources = traced_in([owner, args])
+        if sources:
+            current_trace().opaque = True
+            if isinstance(result, str):
+                return mixed(result, sources, tangled=type(owner) is str and bool(owner))
+            if isinstance(result, (list, tuple, bytes)):
+                raise RowError("cannot follow the chat template", f"it calls {name} of a text")
         return result
 
 
-_SCOPES = ("_loop_vars", "_block_vars")
+def _format_fields(pattern: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """A pattern of plain fields, filled; None where it is more than that."""
+    parts: list[str] = []
+    automatic = 0
+    for literal, name, spec, conversion in Formatter().parse(pattern):
+        parts.append(literal)
+        if name is None:
+            continue
+        if spec or conversion:
+            return None
+        key: Any = name
+        if name == "":
+            key, automatic = automatic, automatic + 1
+        elif name.isdecimal():
+            key = int(name)
+        try:
+            value = kwargs[key] if isinstance(key, str) else args[key]
+        except LookupError:
+            return None
+        parts.append(_as_text(value))
+    return join(parts)
 
 
 def _length(value: Any) -> int:
@@ -249,11 +304,15 @@ def _length(value: Any) -> int:
 
 def _unmodelled(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
     """An operation on texts of which nothing is known but that the result comes from both."""
-    sources = [*traced_in(left), *traced_in(right)]
-    if isinstance(left, Traced):
-        left = plain(left)
-    result = operation(left, right)
-    return mixed(str(result), sources) if sources and isinstance(result, str) else result
+    sources = traced_in([left, right])
+    texts = [each for each in (left, right) if type(each) is str or type(each) is Markup]
+    result = operation(
+        *(plain(each) if type(each) is Traced else each for each in (left, right))
+    )
+    if isinstance(result, str):
+        bounded(result)
+        return mixed(str(result), sources, tangled=bool(texts)) if sources else result
+    return result
 
 
 def _check_numbers(args: tuple[Any, ...]) -> None:
@@ -262,9 +321,31 @@ def _check_numbers(args: tuple[Any, ...]) -> None:
             refuse_work(f"passes {argument} to a string's method or a filter")
 
 
-def _check_format(pattern: str) -> None:
-    if _NUMBERS_IN_FORMAT.search(plain(pattern)):
+def _check_format(pattern: str, values: Any) -> None:
+    pattern = plain(pattern)
+    if _NUMBERS_IN_FORMAT.search(pattern):
         refuse_work("formats to an enormous width")
+    fields = pattern.count("%") + pattern.count("{")
+    if fields * _characters(values) > 2 * MAX_TEXT:
+        refuse_work("formats too many characters")
+
+
+def _check_replace(text: str, old: Any, new: Any) -> None:
+    if isinstance(old, str) and isinstance(new, str):
+        found = str.count(text, old) if old else _length(text) + 1
+        if found * _length(new) > 2 * MAX_TEXT:
+            refuse_work("replaces by too many characters")
+
+
+def _characters(value: Any) -> int:
+    """How many characters the texts in a value have."""
+    if isinstance(value, str):
+        return _length(value)
+    if isinstance(value, Mapping):
+        return sum(_characters(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(map(_characters, value))
+    return 0
 
 
 def _guarded_filter(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -273,15 +354,37 @@ def _guarded_filter(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         _check_numbers((*args, *kwargs.values()))
-        result = function(*args, **kwargs)
-        sources = [*traced_in(args), *traced_in(kwargs)]
-        if sources:
-            if isinstance(result, str):
-                return mixed(plain(result), sources)
-            current_trace().opaque = True
+        current_trace().spend(1 + (_characters([a for a in args if isinstance(a, str)]) >> 10))
+        sources = traced_in([args, kwargs])
+        if not sources:
+            result = function(*args, **kwargs)
+            return bounded(result) if isinstance(result, str) else result
+        # It is given what it would be given without tracing.
+        values = [plain_data(value) for value in args]
+        result = function(*values, **{key: plain_data(value) for key, value in kwargs.items()})
+        current_trace().opaque = True
+        if isinstance(result, str):
+            first = next((a for a in args if isinstance(a, str)), "")
+            return mixed(plain(bounded(result)), sources, tangled=type(first) is str and bool(first))
+        if not isinstance(result, (bool, int, float, type(None))):
+            raise RowError("cannot follow the chat template", f"it uses {function.__name__}")
         return result
 
     return guarded
+
+
+def _counted_filter(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that hands on what it finds; one that is told how by a text is not followed."""
+
+    @functools.wraps(function)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        texts = [argument for argument in args if isinstance(argument, str)]
+        current_trace().spend(1 + (_characters(texts) >> 10))
+        if len(texts) > 1 and any(type(text) is Traced for text in texts[1:]):
+            current_trace().opaque = True
+        return function(*args, **kwargs)
+
+    return counted
 
 
 def _as_text(value: Any) -> Any:
@@ -291,7 +394,36 @@ def _as_text(value: Any) -> Any:
     if value is None or isinstance(value, (int, float, Undefined)):
         return str(value)
     sources = traced_in(value)
-    return mixed(str(value), sources) if sources else str(value)
+    text = str(plain_data(value))
+    return mixed(text, sources) if sources else text
+
+
+@jinja2.pass_context
+def _written(_: Context, value: Any) -> Any:
+    """What is written; as it takes the context, nothing is written at compile time."""
+    return value if isinstance(value, str) else _as_text(value)
+
+
+def _trim(value: Any, chars: str | None = None) -> str:
+    text = _as_text(value)
+    if type(chars) is Traced and type(text) is not Traced:
+        return mixed(text.strip(chars), [chars], tangled=True)
+    stripped: str = text.strip(chars)
+    return stripped
+
+
+def _default(value: Any, default_value: Any = "", boolean: bool = False) -> Any:
+    if isinstance(value, Undefined) or (boolean and not value):
+        return default_value
+    return value
+
+
+def _format_filter(value: Any, *args: Any, **kwargs: Any) -> str:
+    if args and kwargs:
+        raise jinja2.TemplateRuntimeError("format takes positional or keyword arguments, not both")
+    pattern = _as_text(value)
+    _check_format(pattern, (args, kwargs))
+    return bounded(formatted(pattern, kwargs or args))
 
 
 def _safe(value: Any) -> Any:
@@ -299,13 +431,20 @@ def _safe(value: Any) -> Any:
     return value if isinstance(value, Traced) else Markup(_as_text(value))
 
 
+def _replace(s: Any, old: Any, new: Any, count: int | None = None) -> str:
+    """The filter `replace`, as Jinja has it without autoescape."""
+    text, old, new = _as_text(s), _as_text(old), _as_text(new)
+    _check_replace(text, old, new)
+    return bounded(replaced(text, old, new, -1 if count is None else count))
+
+
 def _traced_json(x: Any, *args: Any, **kwargs: Any) -> str:
     _check_numbers((*args, *kwargs.values()))
     whole = type(x) in (Data, Items)
-    text = to_json(x._content if whole else x, *args, **kwargs)
+    sources = traced_in(x)
+    text = bounded(to_json(plain_data(x), *args, **kwargs))
     if whole or (type(x) is Traced and x._pieces is None):
         return _json_piece(text, x._origin, x._value, args, kwargs)
-    sources = traced_in(x)
     return mixed(text, sources) if sources else text
 
 
@@ -340,6 +479,7 @@ def _join_filter(
 
 def _is_in(value: Any, container: Any) -> bool:
     """The operator `in`; a text that holds another is asked even if it is the template's."""
+    current_trace().spend(1 + (_length(container) >> 10 if isinstance(container, str) else 0))
     if type(value) is Traced and isinstance(container, str) and type(container) is not Traced:
         return bool(value._ask("__in__", (container,), str.__contains__(container, value)))
     return value in container
@@ -442,7 +582,7 @@ def _refused(error: BaseException) -> RowError:
     said = str(error) or type(error).__name__
     if isinstance(error, RecursionError):
         return RowError("the chat template asks for too much", "it calls itself without end")
-    return RowError("the chat template refuses the conversation", said)
+    return RowError(REFUSED, said)
 
 
 def _instrumented(tree: nodes.Template) -> nodes.Template:

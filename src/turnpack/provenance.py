@@ -22,6 +22,10 @@ from .nouns import RowError
 Origin = tuple[int, str]
 # The number in an Origin of all input that is no message: tools, documents, other variables.
 ELSEWHERE = -1
+# The origin of a text that is made of several messages' in a way that cannot be told apart.
+MIXED: Origin = (ELSEWHERE, "several messages")
+# The origin of one in which the template's own text is too.
+TANGLED: Origin = (ELSEWHERE, "template and messages")
 
 # How to compute a text again from a conversation, as nested tuples that can be compared:
 #   ("get", key, ...)                  messages[key]..., or ("tools", key, ...)
@@ -34,7 +38,7 @@ Value = tuple[Any, ...]
 # Steps that one rendering may take: a loop's turn, a call, a kilobyte that is joined.
 MAX_STEPS = 1_000_000
 # Characters that a text may have on its way.
-MAX_TEXT = 1 << 26
+MAX_TEXT = 1 << 24
 
 
 class Trace:
@@ -56,6 +60,13 @@ class Trace:
         self.steps -= steps
         if self.steps < 0:
             refuse_work("takes too long")
+
+
+def bounded(text: str) -> str:
+    """The text; raises RowError where it is too long."""
+    if str.__len__(text) > MAX_TEXT:
+        refuse_work(f"writes more than {MAX_TEXT} characters")
+    return text
 
 
 def refuse_work(what: str) -> NoReturn:
@@ -122,10 +133,7 @@ def join(parts: Iterable[str]) -> str:
     """All parts joined; traced where one of them is, or is a mark."""
     parts = list(parts)
     text = "".join(parts)
-    length = str.__len__(text)
-    _now.trace.spend(1 + (length >> 10))
-    if length > MAX_TEXT:
-        refuse_work(f"writes more than {MAX_TEXT} characters")
+    _now.trace.spend(1 + (len(bounded(text)) >> 10))
     pieces: list[str] = []
     is_plain = True
     for part in parts:
@@ -163,12 +171,18 @@ def pieces_of(text: str) -> Sequence[str]:
     return (text,)
 
 
-def mixed(text: str, sources: Sequence[Traced]) -> Traced:
-    """A text made of `sources` in a way that is not modelled: all of it counts as theirs."""
+def mixed(text: str, sources: Sequence[Traced], *, tangled: bool = False) -> Traced:
+    """A text made of `sources` in a way that is not modelled: all of it counts as theirs.
+
+    `tangled`: the template's own text went into it too.
+    """
     _now.trace.opaque = True
-    origins = [
-        piece._origin for source in sources for piece in pieces_of(source) if type(piece) is Traced
-    ]
+    pieces = [piece for source in sources for piece in pieces_of(source)]
+    if tangled or any(piece and type(piece) is str for piece in pieces):
+        return single(text, TANGLED, None)
+    origins = [piece._origin for piece in pieces if type(piece) is Traced]
+    if len({number for number, _ in origins}) > 1:
+        return single(text, MIXED, None)
     return single(text, max(origins, default=(ELSEWHERE, "")), None)
 
 
@@ -176,15 +190,29 @@ def traced_in(value: Any) -> list[Traced]:
     """The Traced strings in a value, in lists and dicts too."""
     if type(value) is Traced:
         return [value]
+    if not isinstance(value, (Mapping, list, tuple, set, frozenset, Iterator)):
+        return []
+    _now.trace.spend(1)  # lists may hold each other many times
     if isinstance(value, Mapping):
         if type(value) is Data:
             return [single("", value._origin, None)]
         return [t for pair in value.items() for item in pair for t in traced_in(item)]
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [t for item in value for t in traced_in(item)]
     if isinstance(value, Iterator):  # what it yields is not known before it is used up
         return [single("", (ELSEWHERE, ""), None)]
-    return []
+    return [t for item in value for t in traced_in(item)]
+
+
+def plain_data(value: Any) -> Any:
+    """The value as it is without tracing."""
+    if isinstance(value, str):
+        return plain(value)
+    if type(value) in (Data, Items):
+        return value._content
+    if type(value) in (list, tuple, set, frozenset):
+        return type(value)(map(plain_data, value))
+    if isinstance(value, dict):
+        return {plain_data(key): plain_data(item) for key, item in value.items()}
+    return value
 
 
 def _known_argument(argument: Any) -> Any:
@@ -240,10 +268,10 @@ class Traced(str):
         return join_with(self, parts)
 
     def __mod__(self, values: Any) -> str:
-        return mixed(str.__mod__(plain(self), values), [self, *traced_in(values)])
+        return formatted(self, values)
 
     def __rmod__(self, pattern: str) -> str:
-        return mixed(str.__mod__(plain(pattern), self), [self])
+        return formatted(pattern, self)
 
     def __mul__(self, times: Any) -> str:
         return mixed(str.__mul__(self, times), [self])
@@ -383,6 +411,14 @@ class Traced(str):
             pieces = rest + pieces if end == 0 else pieces + rest[::-1]
         return join(pieces)
 
+    def replace(self, old: str, new: str, count: int = -1, /) -> str:  # type: ignore[override]
+        """See str."""
+        return replaced(self, old, new, count)
+
+    def encode(self, *_: Any) -> bytes:
+        """Bytes cannot be traced."""
+        raise RowError("cannot follow the chat template", "it encodes a text")
+
     def strip(self, chars: str | None = None, /) -> str:
         """See str."""
         return self._strip("strip", chars)
@@ -472,6 +508,27 @@ def _split_pieces(pieces: list[str], separator: str) -> list[str]:
     return [join(parts) for parts in made]
 
 
+def replaced(text: str, old: str, new: str, count: int = -1) -> str:
+    """`text.replace(old, new, count)`; what `new` brings in is of where it comes from."""
+    traces = type(text) is Traced or type(new) is Traced
+    if not traces and type(old) is not Traced:
+        return text.replace(old, new, count)
+    if old and count == -1 and type(old) is str:
+        if type(text) is Traced and type(new) is str and (len(new) < 2 or new.isspace()):
+            if text._pieces is None:
+                return text._made(
+                    str.replace(text, old, new),
+                    ("call", "replace", text._value, (old, new)),
+                    (old, new),
+                )
+            if not _straddles(text._pieces, old):
+                return join(piece.replace(old, new) for piece in text._pieces)
+        return join_with(new, text.split(old))
+    sources = traced_in([text, old, new])
+    tangled = any(t and type(t) is str for t in (text, new))
+    return mixed(str.replace(plain(text), plain(old), plain(new), count), sources, tangled=tangled)
+
+
 def _question(name: str) -> Any:
     method = getattr(str, name)
 
@@ -485,8 +542,10 @@ def _question(name: str) -> Any:
 def _change(name: str) -> Any:
     method = getattr(str, name)
 
-    def change(self: Traced, *arguments: Any, **options: Any) -> Traced:
+    def change(self: Traced, *arguments: Any, **options: Any) -> str:
         text = method(self, *arguments, **options)
+        if name in _BY_CHARACTER and self._pieces is not None and "Σ" not in plain(self):
+            return join(getattr(piece, name)() for piece in self._pieces)
         if options or self._pieces is not None:
             return mixed(text, [self, *traced_in(arguments)])
         return self._made(text, ("call", name, self._value, arguments), arguments)
@@ -498,8 +557,10 @@ def _change(name: str) -> Any:
 QUESTIONS = """startswith endswith find rfind index rindex count isalnum isalpha isascii isdecimal
     isdigit isidentifier islower isnumeric isprintable isspace istitle isupper
     __lt__ __le__ __gt__ __ge__""".split()
-CHANGES = """replace removeprefix removesuffix lower upper title capitalize casefold swapcase
+CHANGES = """removeprefix removesuffix lower upper title capitalize casefold swapcase
     expandtabs center ljust rjust zfill""".split()
+# These make of every character by itself what they make of it in a text (but for a final sigma).
+_BY_CHARACTER = ("upper", "lower", "casefold")
 SPLITS = "split rsplit splitlines partition rpartition".split()
 STRIPS = "strip lstrip rstrip".split()
 for _name in QUESTIONS:
@@ -519,10 +580,28 @@ def join_with(separator: str, parts: Iterable[Any]) -> str:
     for item in items:
         if not isinstance(item, str):
             return separator.join(items)  # raises what str raises
+    length = sum(map(str.__len__, items)) + str.__len__(separator) * len(items)
+    if length > 2 * MAX_TEXT:
+        refuse_work(f"joins {length} characters")
     between: list[str] = []
     for item in items:
         between += (separator, item)
     return join(between[1:])
+
+
+def formatted(pattern: str, values: Any) -> str:
+    """`pattern % values`; exact where a plain pattern has no other fields than `%s`."""
+    given = values if isinstance(values, tuple) else (values,)
+    if type(pattern) is str and not isinstance(values, Mapping):
+        parts = pattern.split("%s")
+        if len(parts) == len(given) + 1 and not any("%" in part for part in parts):
+            texts = [value if type(value) is Traced else str(value) for value in given]
+            if not traced_in([v for v in given if not isinstance(v, str)]):
+                filled = [piece for pair in zip(parts, texts, strict=False) for piece in pair]
+                return join([*filled, parts[-1]])
+    sources = traced_in([pattern, *(values.values() if isinstance(values, Mapping) else given)])
+    text = plain(pattern) % plain_data(values)
+    return mixed(text, sources, tangled=True) if sources else text
 
 
 class Data(dict):  # type: ignore[type-arg]
@@ -567,7 +646,7 @@ def structure(value: Any) -> Any:
         return tuple((key, structure(item)) for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return [structure(item) for item in value]
-    return type(value), value
+    return type(value), repr(value)
 
 
 def _items_of(content: Mapping[str, Any], origin: Origin, value: Value) -> dict[Any, Any]:
@@ -607,7 +686,9 @@ def _looking(name: str) -> Any:
     method = getattr(dict, name)
 
     def look(self: Data, *arguments: Any) -> Any:
-        self._fill()
+        for each in (self, *arguments):
+            if type(each) is Data:
+                each._fill()
         return method(self, *arguments)
 
     look.__name__ = name

@@ -60,7 +60,7 @@ def compile_texts(trace: Trace, pieces: Sequence[str], functions: Mapping[str, A
     return _Compiler((), functions).compile_texts(trace, pieces)
 
 
-_METHODS = {*CHANGES, *SPLITS, *STRIPS}
+_METHODS = {"replace", *CHANGES, *SPLITS, *STRIPS}
 
 
 class _Compiler:

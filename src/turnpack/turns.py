@@ -16,7 +16,7 @@ from itertools import repeat
 from typing import NamedTuple
 
 from .nouns import RowError
-from .provenance import Mark, Traced, pieces_of, plain, single
+from .provenance import MIXED, Mark, Traced, pieces_of, plain, single
 
 Place = tuple[int, int]
 
@@ -186,6 +186,9 @@ class Turns:
             for place, piece in enumerate(written.pieces)
             if type(piece) is Traced and piece._origin[0] == number
         ]
+        within = written.region(number)
+        if any(piece._origin == MIXED for _, piece in written.traced(*within)):
+            self._lost(number, "its text is mixed with another's")
         if not regions and not slots:
             self.dropped.append(number)
             return None
@@ -232,10 +235,11 @@ class Turns:
         prompt = self._prompt(number)
         if prompt is None:
             text = written.literal(begin)
-            known = [cue for cue in self._cues if text.startswith(cue)]
+            known = [cue for cue in self._cues if cue in text]
             if not known:
                 self._lost(number, "the template writes no prompt for it")
-            return written.place((begin[0], begin[1] + len(max(known, key=len))))
+            cue = max(known, key=len)
+            return written.place((begin[0], begin[1] + text.index(cue) + len(cue)))
         start = self._behind_prompt(prompt, number)
         if start is None:
             self.differs.append(number)
