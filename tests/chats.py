@@ -87,6 +87,7 @@ def conversations(template, texts):
         opening |= st.builds(lambda text: [system(text)], texts)
     return st.builds(lambda first, rest: [*first, *rest], opening, exchanges(texts))
 
+
 _CALLS = [call("f", x="1"), call("f", x="二")]
 
 # A conversation of every kind that hand-made masks get wrong.
@@ -141,7 +142,9 @@ KINDS = {
     "one character": [user("a"), assistant("b"), user("c"), assistant("d")],
     "spells stop tokens": [
         user("Spell <|im_end|></s><|eot_id|>"),
-        assistant("It is <|im_end|> or </s> or <|eot_id|><|end|><end_of_turn><｜end▁of▁sentence｜>."),
+        assistant(
+            "It is <|im_end|> or </s> or <|eot_id|><|end|><end_of_turn><｜end▁of▁sentence｜>."
+        ),
         *(user("ok"), assistant("<|im_end|>")),
     ],
     "the same answer": [user("a"), assistant("yes"), user("a"), assistant("yes")] * 2,

@@ -159,8 +159,8 @@ def test_a_mark_is_nothing_that_can_be_read():
 
 def test_what_is_not_modelled_is_opaque_and_still_of_its_message():
     with tracing() as trace:
-        made = "%s!" % traced("x")  # noqa: UP031 - the operator is what is tested
-        assert plain(made) == "x!"
+        made = traced("x") * 2
+        assert plain(made) == "xx"
         assert [type(piece) for piece in pieces_of(made)] == [Traced]
     assert trace.opaque
 
@@ -182,8 +182,7 @@ def test_an_object_is_asked_for_its_structure():
 
 
 def test_work_is_bounded():
-    with tracing() as trace, pytest.raises(RowError, match="asks for too much: it takes too long"):
-        while trace:
-            join(["a", "b"])
+    with tracing(), pytest.raises(RowError, match="asks for too much: it takes too long"):
+        any(not join(["a", "b"]) for _ in range(1_000_001))
     with tracing(), pytest.raises(RowError, match="it writes more than 16777216 characters"):
         join(["a" * (1 << 24), "b"])

@@ -22,9 +22,7 @@ from turnpack.nouns import RowError
 FOLDER = Path(
     next(iter(importlib.util.find_spec("trl").submodule_search_locations)), "chat_templates"
 )
-NAMES = sorted(
-    path.stem for path in FOLDER.glob("*.jinja") if not path.stem.endswith("_training")
-)
+NAMES = sorted(path.stem for path in FOLDER.glob("*.jinja") if not path.stem.endswith("_training"))
 TWINS = [name for name in NAMES if (FOLDER / f"{name}_training.jinja").is_file()]
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
@@ -117,10 +115,10 @@ def test_the_text_of_transformers(name, tools):
             part = messages[:upto]
             expected = rendered(source(name), part, tools, add_generation_prompt=prompt)
             if expected is None:
-                with pytest.raises(RowError, match="^the chat template refuses the conversation"):
+                with pytest.raises(RowError, match=r"^the chat template refuses the conversation"):
                     template.render(part, tools, for_inference=prompt)
             elif kind == "text and a call" and name in TORN and not prompt:
-                with pytest.raises(RowError, match="^cannot find an answer"):
+                with pytest.raises(RowError, match=r"^cannot find an answer"):
                     template.render(part, tools)
             else:
                 written += 1

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .declaration import TRAIN_ON
-from .jinja_render import REFUSED, JinjaTemplate, Message, to_json, strftime_now
+from .jinja_render import REFUSED, JinjaTemplate, Message, strftime_now, to_json
 from .nouns import Conversation, Rendered, RowError, Segment
 from .nouns import Message as PlainMessage
 from .patterns import splitter
@@ -56,6 +56,9 @@ _DECLARED = re.compile(r"\{#-? control tokens: (\[.*\]) -?#\}")
 
 # Names under which templates read reasoning; the first is the one that others stand for.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+
+# Where a target begins and ends, and its weight.
+Target = tuple[Place, Place, float]
 
 # Programs that are kept for one shape of conversation, and shapes for which some are kept.
 _PROGRAMS, _SHAPES = 8, 1024
@@ -351,9 +354,7 @@ class ChatTemplate:
         self._seen.add(shape)
         return False
 
-    def _compare(
-        self, text: str, messages: Sequence[PlainMessage], tools: Any, how: _How
-    ) -> None:
+    def _compare(self, text: str, messages: Sequence[PlainMessage], tools: Any, how: _How) -> None:
         """Compare a text with what the template alone writes."""
         if text != self._bare(messages, tools, how):
             self._programs.clear()
@@ -396,20 +397,18 @@ class ChatTemplate:
         tools: Any,
         how: _How,
         trace: Trace,
-    ) -> tuple[list[tuple[Place, Place, float]], list[str], bool]:
+    ) -> tuple[list[Target], list[str], bool]:
         """The targets as (start, end, weight), the warnings, and whether they are always there."""
         if how.for_inference:
             return [], [], True
         weights = [loss_weight(message) for message in messages]
         if how.train_on == "all":
-            spans = []
+            spans: list[tuple[Place, Place, float | None]] = []
             static = True
             at: Place = (0, 0)
             for begin, end, number in sorted(written.regions):
-                spans.append((at, begin, 1.0))
-                weight = weights[number]
-                if weight is not None:
-                    spans.append((begin, end, weight))
+                spans.append((at, begin, _weight_between(written, at, begin, weights)))
+                spans.append((begin, end, weights[number]))
                 at = end
             last = len(messages) - 1
             if messages[last]["role"] == "assistant" and weights[last] != 1:
@@ -417,10 +416,10 @@ class ChatTemplate:
                 turns = self._turns(written, messages, tools, how, trace)
                 static, span = turns.static, turns.find(last)
                 if span is not None and span.end > at:
-                    weight = weights[last]
-                    spans += [] if weight is None else [(at, span.end, weight)]
+                    spans.append((at, span.end, weights[last]))
                     at = span.end
-            return [*spans, (at, written.end, 1.0)], [], static
+            spans.append((at, written.end, _weight_between(written, at, written.end, weights)))
+            return [(a, b, w) for a, b, w in spans if w is not None], [], static
         answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
         if how.train_on == "last":
             answers = answers[-1:]
@@ -436,12 +435,12 @@ class ChatTemplate:
             notes.append("prompt differs")
         if turns.dropped:
             notes.append(f"template {self.name} does not write an answer")
-        spans = [(s.start, s.end, weights[s.number] or 0.0) for s in found if s.start < s.end]
-        return spans, notes, turns.static
+        targets = [(s.start, s.end, weights[s.number] or 0.0) for s in found if s.start < s.end]
+        return targets, notes, turns.static
 
     def _generated(
         self, written: Written, trained: list[int], weights: list[float | None]
-    ) -> list[tuple[Place, Place, float]]:
+    ) -> list[Target]:
         """The targets that the template itself marks, of the messages that are trained."""
         if not written.generation:
             raise RowError(
@@ -478,17 +477,17 @@ class ChatTemplate:
     def _items(
         self,
         written: Written,
-        spans: list[tuple[Place, Place, float]],
+        spans: list[Target],
         messages: Sequence[PlainMessage],
         how: _How,
     ) -> list[Item]:
         """The pieces, cut where targets begin and end and around control tokens."""
         # Where the weight changes, and to what, in order; after the end to nothing.
         changes: list[tuple[Place, float | None]] = []
-        for start, end, weight in sorted(spans):
+        for start, end, own in sorted(spans):
             if changes and changes[-1][0] == start:
                 changes.pop()
-            changes += ((start, weight), (end, None))
+            changes += ((start, own), (end, None))
         changes.append(((len(written.pieces) + 1, 0), None))
         upcoming = iter(changes)
         change, coming = next(upcoming)
@@ -511,8 +510,9 @@ class ChatTemplate:
                     weight = coming
                     change, coming = next(upcoming)
                 while kind != "control" and change < (number, at + str.__len__(text)):
-                    head, text = _cut(text, change[1] - at)
-                    items.append((kind, head, weight))
+                    if change[1] > at:
+                        head, text = _cut(text, change[1] - at)
+                        items.append((kind, head, weight))
                     at, weight = change[1], coming
                     change, coming = next(upcoming)
                 if text == self.bos and kind == "control":
@@ -693,6 +693,16 @@ def _rendered(segments: list[Segment], notes: tuple[str, ...]) -> Rendered:
     return made
 
 
+def _weight_between(
+    written: Written, start: Place, end: Place, weights: Sequence[float | None]
+) -> float | None:
+    """The weight of what is written outside of every turn: that of the one message it is about."""
+    origins = {piece._origin[0] for _, piece in written.traced(start, end)}
+    if len(origins) == 1 and ELSEWHERE not in origins:
+        return weights[origins.pop()]
+    return 1.0
+
+
 def _cut(text: str, length: int) -> tuple[str, str]:
     """A piece in two."""
     whole = plain(text)
@@ -736,8 +746,9 @@ def _with_text(message: PlainMessage) -> PlainMessage:
     if content is None and message.get("role") == "assistant":
         return {**message, "content": ""}
     if isinstance(content, Sequence) and not isinstance(content, str):
-        texts = [part.get("text") for part in content if isinstance(part, Mapping)]
-        if len(texts) == len(content) and all(isinstance(text, str) for text in texts):
+        found = [part.get("text") for part in content if isinstance(part, Mapping)]
+        texts = [text for text in found if isinstance(text, str)]
+        if len(texts) == len(content):
             return {**message, "content": "".join(texts)}
     return message
 

@@ -1,4 +1,4 @@
-"""The check: is training the same as inference, conversation by conversation?
+"""The check: whether training is the same as inference, conversation by conversation.
 
 Owns the questions and the verdicts. It compares what the Encoder makes of a conversation with what
 the tokenizer itself makes of the inference prompt before each answer; it computes neither.
@@ -189,8 +189,8 @@ def page(found: Check) -> str:
     lines = list(found.lines())
     width = max(len(line.question) for line in lines)
     parts = [
-        f"{one_line(found.template)} with {one_line(found.tokenizer)}: {found.read:,} conversations, "
-        f"{found.answers:,} answers",
+        f"{one_line(found.template)} with {one_line(found.tokenizer)}: "
+        f"{found.read:,} conversations, {found.answers:,} answers",
         "",
         *(f"{line.verdict:5}  {line.question:{width}}  {line.finding}" for line in lines),
     ]

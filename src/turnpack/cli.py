@@ -334,7 +334,7 @@ def preview(
 @_encoding(required=True, length=False)
 @click.option("--against", metavar="NAME", help="Template to compare ids and targets with.")
 def check(files: tuple[str, ...], against: str | None, **options: Any) -> int:
-    """Is training the same as inference, row by row?
+    """Tell whether training is the same as inference, row by row.
 
     Compares the ids before every answer with those of its inference prompt, and looks at stop
     tokens and BOS. The exit code is 1 when something is wrong.

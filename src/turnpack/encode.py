@@ -40,7 +40,8 @@ class Encoder:
     """Turns conversations into `Tokens`, by one template, for one tokenizer.
 
     `tokenizer`: anything `turnpack.tokenizers.load` takes. `template`: a template, the name of
-    one, "auto" (the tokenizer's own) or the path of a `.jinja` file. `max_length`: tokens a row may have, None for no limit; `truncate` says what happens to a
+    one, "auto" (the tokenizer's own) or the path of a `.jinja` file. `max_length`: tokens a row
+    may have, None for no limit; `truncate` says what happens to a
     longer conversation:
 
     - "right": it is cut at `max_length`, and what follows the last target is dropped;

@@ -20,11 +20,13 @@ from types import BuiltinMethodType, MethodType
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.tests
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro, Undefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from markupsafe import Markup
 
@@ -52,8 +54,9 @@ from .provenance import (
 
 REFUSED = "the chat template refuses the conversation"
 
-# A number that pads or repeats text may not be larger, nor have more bits.
-_MAX_NUMBER = 1 << 20
+# What a template may ask for: a width to pad or indent to, items in a list, bits in a number.
+_MAX_WIDTH = 10_000
+_MAX_ITEMS = 1 << 20
 _MAX_BITS = 4096
 
 
@@ -91,6 +94,7 @@ def _raise_exception(message: Any) -> NoReturn:
 
 
 def strftime_now(format: str) -> str:
+    """The time of now, as `datetime.strftime` spells it."""
     return datetime.now().strftime(format)
 
 
@@ -166,9 +170,35 @@ class _Plain(ImmutableSandboxedEnvironment):
 
 
 # Filters that only call a string's methods, or that hand on what they find in lists and objects.
-_SAFE_FILTERS = set(
-    """attr capitalize count d default dictsort first groupby items last length list lower map
-    max min reject rejectattr reverse select selectattr sort sum trim unique upper""".split()
+_SAFE_FILTERS = frozenset(
+    (
+        "attr",
+        "capitalize",
+        "count",
+        "d",
+        "default",
+        "dictsort",
+        "first",
+        "groupby",
+        "items",
+        "last",
+        "length",
+        "list",
+        "lower",
+        "map",
+        "max",
+        "min",
+        "reject",
+        "rejectattr",
+        "reverse",
+        "select",
+        "selectattr",
+        "sort",
+        "sum",
+        "trim",
+        "unique",
+        "upper",
+    )
 )
 _NUMBERS_IN_FORMAT = re.compile(r"\d{5,}|\*")
 
@@ -180,7 +210,7 @@ class _Tracing(_Plain):
 
     def __init__(self) -> None:
         super().__init__(finalize=_written)
-        self.concat = join  # type: ignore[assignment]
+        self.concat = join  # type: ignore[method-assign]
         for name, function in self.filters.items():
             wrap = _counted_filter if name in _SAFE_FILTERS else _guarded_filter
             self.filters[name] = wrap(function)
@@ -191,8 +221,7 @@ class _Tracing(_Plain):
         self.filters.update(_at=_at, _end=_end, _sum=_sum)
         self.tests["in"] = _is_in
         self.tests["_longer"] = _is_longer
-        is_sequence = self.tests["sequence"]
-        self.tests["sequence"] = lambda value: type(value) is Traced or is_sequence(value)
+        self.tests["sequence"] = _is_sequence
         self.globals["strftime_now"] = _traced_strftime
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -202,7 +231,7 @@ class _Tracing(_Plain):
                 if type(left) is Markup or type(right) is Markup:
                     return _unmodelled(lambda a, b: a + b, left, right)
                 return join((left, right))
-            if isinstance(left, (list, tuple)) and len(left) > _MAX_NUMBER:
+            if isinstance(left, (list, tuple)) and len(left) > _MAX_ITEMS:
                 refuse_work(f"makes a list of {len(left)} items")
             return left + right
         if operator == "%" and isinstance(left, str):
@@ -211,7 +240,7 @@ class _Tracing(_Plain):
         if operator == "*":
             for one, times in ((left, right), (right, left)):
                 if isinstance(one, (str, list, tuple)) and isinstance(times, int):
-                    most = MAX_TEXT if isinstance(one, str) else _MAX_NUMBER
+                    most = MAX_TEXT if isinstance(one, str) else _MAX_ITEMS
                     if times > most // max(1, _length(one)):
                         refuse_work(f"repeats something {times} times")
                     if isinstance(one, str):
@@ -245,7 +274,7 @@ class _Tracing(_Plain):
 
         return format
 
-    def call(__self, __context: Context, __callable: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+    def call(__self, __context: Context, __callable: Any, *args: Any, **kwargs: Any) -> Any:
         """See SandboxedEnvironment."""
         owner = getattr(__callable, "__self__", None)
         if not isinstance(owner, (str, bytes, int)):
@@ -306,9 +335,7 @@ def _unmodelled(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> 
     """An operation on texts of which nothing is known but that the result comes from both."""
     sources = traced_in([left, right])
     texts = [each for each in (left, right) if type(each) is str or type(each) is Markup]
-    result = operation(
-        *(plain(each) if type(each) is Traced else each for each in (left, right))
-    )
+    result = operation(*(plain(each) if type(each) is Traced else each for each in (left, right)))
     if isinstance(result, str):
         bounded(result)
         return mixed(str(result), sources, tangled=bool(texts)) if sources else result
@@ -317,7 +344,7 @@ def _unmodelled(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> 
 
 def _check_numbers(args: tuple[Any, ...]) -> None:
     for argument in args:
-        if type(argument) is int and abs(argument) > _MAX_NUMBER:
+        if type(argument) is int and abs(argument) > _MAX_WIDTH:
             refuse_work(f"passes {argument} to a string's method or a filter")
 
 
@@ -365,7 +392,9 @@ def _guarded_filter(function: Callable[..., Any]) -> Callable[..., Any]:
         current_trace().opaque = True
         if isinstance(result, str):
             first = next((a for a in args if isinstance(a, str)), "")
-            return mixed(plain(bounded(result)), sources, tangled=type(first) is str and bool(first))
+            return mixed(
+                plain(bounded(result)), sources, tangled=type(first) is str and bool(first)
+            )
         if not isinstance(result, (bool, int, float, type(None))):
             raise RowError("cannot follow the chat template", f"it uses {function.__name__}")
         return result
@@ -456,9 +485,7 @@ def _json_piece(
     kwargs: dict[str, Any],
 ) -> str:
     options = (args, tuple(sorted(kwargs.items())))
-    simple = all(
-        type(each) in (bool, int, str, type(None)) for each in (*args, *kwargs.values())
-    )
+    simple = all(type(each) in (bool, int, str, type(None)) for each in (*args, *kwargs.values()))
     if value is None or not simple:
         current_trace().opaque = True
         return single(text, origin, None)
@@ -483,6 +510,10 @@ def _is_in(value: Any, container: Any) -> bool:
     if type(value) is Traced and isinstance(container, str) and type(container) is not Traced:
         return bool(value._ask("__in__", (container,), str.__contains__(container, value)))
     return value in container
+
+
+def _is_sequence(value: Any) -> bool:
+    return type(value) is Traced or bool(jinja2.tests.test_sequence(value))
 
 
 def _is_longer(value: Any, length: int) -> bool:
@@ -587,11 +618,12 @@ def _refused(error: BaseException) -> RowError:
 
 def _instrumented(tree: nodes.Template) -> nodes.Template:
     """The parsed template with what tracing needs."""
-    environment = tree.environment
     for loop, node in enumerate(tree.find_all(nodes.For)):
         node.body.insert(0, _output("_at", node.target, loop, node))
         node.turnpack_loop = loop  # type: ignore[attr-defined]
-    return _rewritten(tree).set_environment(environment)  # type: ignore[no-any-return]
+    _rewritten(tree)
+    tree.set_environment(_TRACING)
+    return tree
 
 
 def _output(name: str, target: nodes.Node, loop: int, at: nodes.Node) -> nodes.Output:
@@ -599,7 +631,9 @@ def _output(name: str, target: nodes.Node, loop: int, at: nodes.Node) -> nodes.O
     if isinstance(target, nodes.Name):
         value = nodes.Name(target.name, "load")
     filtered = nodes.Filter(value, name, [nodes.Const(loop)], [], None, None)
-    return nodes.Output([filtered]).set_lineno(at.lineno, override=True)  # type: ignore[no-any-return]
+    output = nodes.Output([filtered])
+    output.set_lineno(at.lineno, override=True)
+    return output
 
 
 def _rewritten(node: Any) -> Any:
@@ -618,18 +652,21 @@ def _rewritten(node: Any) -> Any:
             setattr(node, field, made)
     if isinstance(node, nodes.Concat):
         # Jinja joins what `str` makes of each.
-        terms = [nodes.Filter(part, "string", [], [], None, None) for part in node.nodes]
-        made = nodes.Filter(terms[0], "_sum", terms[1:], [], None, None)
-        return made.set_lineno(node.lineno, override=True)
+        texts = [nodes.Filter(part, "string", [], [], None, None) for part in node.nodes]
+        return _added(texts, node)
     if isinstance(node, nodes.Add):
-        first, terms = node.left, [node.right]
+        first = node.left
         if isinstance(first, nodes.Filter) and first.name == "_sum":
-            first, terms = first.node, [*first.args, node.right]
-        made = nodes.Filter(first, "_sum", terms, [], None, None)
-        return made.set_lineno(node.lineno, override=True)
+            return _added([first.node, *first.args, node.right], node)
+        return _added([first, node.right], node)
     if isinstance(node, nodes.Compare) and len(node.ops) == 1:
         return _compared(node, node.ops[0]).set_lineno(node.lineno, override=True)
     return node
+
+
+def _added(terms: list[Any], at: nodes.Node) -> nodes.Node:
+    first, *others = terms
+    return nodes.Filter(first, "_sum", others, [], None, None).set_lineno(at.lineno, override=True)
 
 
 def _compared(node: nodes.Compare, operand: nodes.Operand) -> nodes.Expr:

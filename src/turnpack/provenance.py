@@ -12,6 +12,7 @@ characters are still right, but it holds for this conversation only.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, cast
@@ -81,7 +82,7 @@ class _Now(threading.local):
 _now = _Now()
 
 
-class tracing:  # noqa: N801 - a context manager, named for how it reads
+class tracing:
     """`with tracing() as trace:` what is done with Traced strings meanwhile goes into `trace`."""
 
     __slots__ = ("_before",)
@@ -463,15 +464,15 @@ class Traced(str):
             for place, text in enumerate(texts)
         ]
 
-    def split(self, *arguments: Any, **options: Any) -> list[str]:  # type: ignore[override]
+    def split(self, *arguments: Any, **options: Any) -> list[str]:
         """See str."""
         return self._split("split", arguments, options)
 
-    def rsplit(self, *arguments: Any, **options: Any) -> list[str]:  # type: ignore[override]
+    def rsplit(self, *arguments: Any, **options: Any) -> list[str]:
         """See str."""
         return self._split("rsplit", arguments, options)
 
-    def splitlines(self, *arguments: Any, **options: Any) -> list[str]:  # type: ignore[override]
+    def splitlines(self, *arguments: Any, **options: Any) -> list[str]:
         """See str."""
         return self._split("splitlines", arguments, options)
 
@@ -487,7 +488,7 @@ class Traced(str):
 def _straddles(pieces: list[str], part: str) -> bool:
     """Whether `part` might stand across the end of one piece and the start of the next."""
     inner = [piece for piece in pieces if type(piece) is not Mark]
-    for left, right in zip(inner, inner[1:], strict=False):
+    for left, right in itertools.pairwise(inner):
         if type(left) is Traced and type(right) is Traced:
             return True
         for length in range(1, len(part)):
@@ -554,15 +555,50 @@ def _change(name: str) -> Any:
     return change
 
 
-QUESTIONS = """startswith endswith find rfind index rindex count isalnum isalpha isascii isdecimal
-    isdigit isidentifier islower isnumeric isprintable isspace istitle isupper
-    __lt__ __le__ __gt__ __ge__""".split()
-CHANGES = """removeprefix removesuffix lower upper title capitalize casefold swapcase
-    expandtabs center ljust rjust zfill""".split()
+QUESTIONS = (
+    "startswith",
+    "endswith",
+    "find",
+    "rfind",
+    "index",
+    "rindex",
+    "count",
+    "isalnum",
+    "isalpha",
+    "isascii",
+    "isdecimal",
+    "isdigit",
+    "isidentifier",
+    "islower",
+    "isnumeric",
+    "isprintable",
+    "isspace",
+    "istitle",
+    "isupper",
+    "__lt__",
+    "__le__",
+    "__gt__",
+    "__ge__",
+)
+CHANGES = (
+    "removeprefix",
+    "removesuffix",
+    "lower",
+    "upper",
+    "title",
+    "capitalize",
+    "casefold",
+    "swapcase",
+    "expandtabs",
+    "center",
+    "ljust",
+    "rjust",
+    "zfill",
+)
 # These make of every character by itself what they make of it in a text (but for a final sigma).
 _BY_CHARACTER = ("upper", "lower", "casefold")
-SPLITS = "split rsplit splitlines partition rpartition".split()
-STRIPS = "strip lstrip rstrip".split()
+SPLITS = ["split", "rsplit", "splitlines", "partition", "rpartition"]
+STRIPS = ["strip", "lstrip", "rstrip"]
 for _name in QUESTIONS:
     setattr(Traced, _name, _question(_name))
 for _name in CHANGES:
@@ -695,8 +731,23 @@ def _looking(name: str) -> Any:
     return look
 
 
-for _name in """__getitem__ __contains__ __iter__ __len__ __eq__ __ne__ __repr__ __or__ __ror__
-    __reversed__ get items keys values copy""".split():
+for _name in (
+    "__getitem__",
+    "__contains__",
+    "__iter__",
+    "__len__",
+    "__eq__",
+    "__ne__",
+    "__repr__",
+    "__or__",
+    "__ror__",
+    "__reversed__",
+    "get",
+    "items",
+    "keys",
+    "values",
+    "copy",
+):
     setattr(Data, _name, _looking(_name))
 
 

@@ -174,7 +174,9 @@ class Rendering:
         reasoning = message.get("reasoning_content")
         warning = None
         if template.answer_with_reasoning is None:
-            writer.write(self.patterns["answer"], weight, {"answer": own_text(content, weight, recognised)})
+            writer.write(
+                self.patterns["answer"], weight, {"answer": own_text(content, weight, recognised)}
+            )
             if reasoning:
                 warning = f"template {template.name} does not write reasoning_content"
         else:
@@ -239,11 +241,13 @@ class Writer:
 
     @property
     def started(self) -> bool:
+        """Whether anything was written."""
         return bool(self._run or self._segments)
 
     def write(
         self, pattern: Pattern, weight: float | None, values: Mapping[str, Value] = _NOTHING
     ) -> None:
+        """Write a pattern with its fields filled."""
         for part in pattern:
             if isinstance(part, str):
                 self.text(part, weight)
@@ -259,6 +263,7 @@ class Writer:
                     self.append(value)
 
     def text(self, text: str, weight: float | None) -> None:
+        """Write ordinary text."""
         if text:
             if weight != self._weight:
                 if self._run:
@@ -276,6 +281,7 @@ class Writer:
             self._segments.append(_segment(segment.text, weight, control=True))
 
     def append(self, segments: Sequence[Segment]) -> None:
+        """Write segments with the weights that they have."""
         for segment in segments:
             weight = segment.weight if segment.target else None
             if segment.control:

@@ -18,7 +18,6 @@ from .nouns import Segment
 from .provenance import CHANGES, QUESTIONS, SPLITS, STRIPS, Trace, Traced, Value, structure
 from .rendering import Writer, own_text
 
-
 # A piece of what is written: its kind, its text, its weight (None where it is no target). Kinds are
 # "control" (a token), "text" (ordinary) and "own" (an assistant's, in which some tokens are
 # recognised).
@@ -108,7 +107,8 @@ class _Compiler:
             return f"{self.value(first)}[{self.constant(key)}]"
         if kind == "json":
             args, kwargs = rest[0]
-            return f"to_json({self.value(first)}, *{self.constant(args)}, **{self.constant(dict(kwargs))})"
+            options = f"*{self.constant(args)}, **{self.constant(dict(kwargs))}"
+            return f"to_json({self.value(first)}, {options})"
         raise ValueError(f"no value of kind {kind!r}")
 
     def question(self, name: str, value: Value, arguments: tuple[Any, ...]) -> str:
@@ -215,7 +215,12 @@ def _runs(items: Sequence[Item]) -> list[list[Item]]:
     runs: list[list[Item]] = []
     for item in items:
         kind, _, weight = item
-        if runs and kind != "control" and runs[-1][-1][0] != "control" and runs[-1][-1][2] == weight:
+        if (
+            runs
+            and kind != "control"
+            and runs[-1][-1][0] != "control"
+            and runs[-1][-1][2] == weight
+        ):
             runs[-1].append(item)
         else:
             runs.append([item])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import repeat
+from itertools import pairwise, repeat
 from typing import NamedTuple
 
 from .nouns import RowError
@@ -128,9 +128,7 @@ class Written:
     def literals(self, start: Place, end: Place) -> list[str]:
         """The template's own pieces between two places."""
         places = [start, *((n, 0) for n in range(start[0] + 1, end[0] + 1)), end]
-        return [
-            self.literal(a, b) for a, b in zip(places, places[1:], strict=False) if a < b
-        ]
+        return [self.literal(a, b) for a, b in pairwise(places) if a < b]
 
     def region(self, number: int) -> tuple[Place, Place]:
         """What was written while a loop was at a message; all of the text where none was."""
@@ -199,7 +197,9 @@ class Turns:
                 self._lost(number, "the template writes it in several places")
         else:
             begin, end = (slots[0], 0), written.end
-        foreign = not regions or any(piece._origin[0] != number for _, piece in written.traced(begin, end))
+        foreign = not regions or any(
+            piece._origin[0] != number for _, piece in written.traced(begin, end)
+        )
         if foreign:
             end = self._as_it_would_end(number, end)
         # Some templates write a call's name again with its result: that is no answer.
@@ -225,7 +225,9 @@ class Turns:
         return Span(start, self._stop(number, behind, end, calls), number)
 
     def _lost(self, number: int, why: str) -> None:
-        raise RowError("cannot find an answer in what the template writes", f"message {number}: {why}")
+        raise RowError(
+            "cannot find an answer in what the template writes", f"message {number}: {why}"
+        )
 
     # -- where it begins -----------------------------------------------------------------------
 
