@@ -3,13 +3,31 @@
 Same results as the kernels, which each benchmark asserts before it times. Never imported by src/.
 """
 
+import json
 from bisect import bisect_left, insort
 from itertools import chain, pairwise
 
+import jinja2
 import numpy as np
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numba import njit
 
 IGNORE = -100
+
+
+def bare_jinja(source):
+    """A chat template's `render`, in the environment that transformers gives it."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    environment.filters["tojson"] = lambda x: json.dumps(x, ensure_ascii=False)
+
+    def raise_exception(message):
+        raise jinja2.TemplateError(message)
+
+    environment.globals["raise_exception"] = raise_exception
+    return environment.from_string(source).render
 
 
 def flatten_numpy(rows):

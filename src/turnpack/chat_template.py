@@ -815,29 +815,29 @@ def _shape(how: _How, messages: Sequence[PlainMessage], tools: Any) -> Any:
     parts: list[Any] = []
     try:
         for message in messages:
-            parts.append(message["role"] if _is_text(message) else _fields(message))
-        named = tuple((key, _constant(value)) for key, value in how.variables)
-        count = None if tools is None else len(tools)
-        shape = how.for_inference, how.train_on, named, tuple(parts), count
-        hash(shape)
+            if len(message) == 2 and next(iter(message)) == "role":
+                role, content = message["role"], message["content"]
+                if type(role) is not str or type(content) is not str:
+                    return None
+                if not content.isascii():
+                    content.encode()
+                parts.append(role)
+            else:
+                parts.append(_fields(message))
+        named: tuple[Any, ...] = ()
+        if how.variables:
+            named = tuple((key, _constant(value)) for key, value in how.variables)
     except (AttributeError, KeyError, TypeError, UnicodeError):
         return None  # what is wrong with it, if anything, is said elsewhere
-    return shape
-
-
-def _is_text(message: PlainMessage) -> bool:
-    """Whether a message is a role and a text, in this order."""
-    if len(message) != 2 or next(iter(message)) != "role":
-        return False
-    content = message["content"]
-    return type(content) is str and (content.isascii() or bool(content.encode()))
+    count = None if tools is None else len(tools)
+    return how.for_inference, how.train_on, named, tuple(parts), count
 
 
 def _fields(message: Mapping[str, Any]) -> tuple[Any, ...]:
     parts: list[Any] = []
     for key, value in message.items():
         if key == "role":
-            parts.append((key, value))
+            parts.append((key, _constant(value)))
         elif type(value) is str:
             value.encode()
             parts.append(key)

@@ -175,8 +175,11 @@ def check(
     """Look at every row, as `records.read` gives them.
 
     `encoder` says template, tokenizer, `max_length` and what is trained on; `against`, an Encoder
-    with another template, is asked for ids and targets to compare.
+    with another template, is asked for ids and targets to compare. Raises ValueError for an Encoder
+    that trains on everything: there are no answers to look at then.
     """
+    if encoder.train_on == "all":
+        raise ValueError("check looks at answers: train_on must be assistant or last, not 'all'")
     checker = _Checker(encoder, against)
     left = iter(rows)
     while batch := list(islice(left, _BATCH)):
@@ -285,9 +288,9 @@ class _Checker:
             except RowError:
                 prompts.append(None)
         spells = any(
-            self.controls.search(text) is not None
-            for message in messages
-            for text in (message["content"], message.get("reasoning_content") or "")
+            self.controls.search(segment.text) is not None
+            for segment in rendered.segments
+            if not segment.control
         )
         place = str(conversation.source or f"conversation {number}")
         return _Row(place, conversation, rendered, spells, prompts)
@@ -377,7 +380,13 @@ class _Checker:
         elif _equal(mask, other.loss_mask):
             return
         else:
-            self._show(what, row.place, ids * mask, ids * other.loss_mask, "the other")
+            at = int(np.flatnonzero(mask != other.loss_mask)[0])
+            has, lacks = ("training", "the other") if mask[at] else ("the other", "training")
+            self.found.unlike.setdefault(
+                what,
+                f"  {one_line(row.place)}, token {at}, {self._spelled(ids[at : at + 1])}: "
+                f"a target of {has}, none of {lacks}",
+            )
         self.found.other_differs += 1
 
     def _show(self, what: str, place: str, here: Any, there: Any, name: str) -> None:
@@ -400,12 +409,10 @@ class _Checker:
 
 
 def _uncut(encoder: Encoder) -> Encoder:
-    """The Encoder for whole rows, with the answers as targets."""
+    """The Encoder for whole rows."""
     made = copy.copy(encoder)
     made.max_length = None
     made.warnings = Counter()
-    if made.train_on == "all":
-        made.train_on = "assistant"
     return made
 
 

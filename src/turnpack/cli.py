@@ -350,7 +350,7 @@ def check(files: tuple[str, ...], against: str | None, **options: Any) -> int:
         rows = records.read(files, format=format)
         encoder = Encoder(backend, template, **options)
         other = None if against is None else Encoder(backend, against, **options)
-    found = checks.check(rows, encoder, against=other)
+        found = checks.check(rows, encoder, against=other)
     click.echo(checks.page(found))
     return int(found.wrong)
 
