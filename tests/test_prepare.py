@@ -17,6 +17,7 @@ from turnpack import kernels, output, records, tokenizers
 from turnpack.encode import Encoder
 from turnpack.nouns import Plan, Reject, RowError
 from turnpack.prepare import OptionError, prepare, shuffled
+from turnpack.templates import ChatTemplate, get_template
 
 BAD = [
     b'{"messages": [{"role": "user", "content": "only a question"}]}',
@@ -184,6 +185,31 @@ def test_workers_change_no_byte(run, tmp_path, monkeypatch):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert alone.conversations == together.conversations
     assert alone.warnings == together.warnings
+
+
+def test_the_tokenizers_own_template(run, tmp_path):
+    """The same bins as the named template of that text; each worker has a template of its own."""
+    source = get_template("chatml").to_jinja()
+    own = at_hand.folder_of(at_hand.tiny(), bos_token="<s>", eos_token="</s>", chat_template=source)
+    named = run(to="named")
+    (tmp_path / "mine.jinja").write_text(source)
+    for name, template in (("auto", "auto"), ("file", str(tmp_path / "mine.jinja"))):
+        report = run(to=name, tokenizer=own, template=template, workers=2)
+        assert data_bytes(tmp_path / name) == data_bytes(tmp_path / "named")
+        assert report.rejected_by_reason == named.rejected_by_reason
+    assert report.template["name"] == "mine"
+    with pytest.raises(OptionError, match="comes with no chat template"):
+        run(template="auto")
+
+
+def test_warnings_of_a_chat_template_are_counted(run):
+    source = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {{ '<think>' }}{% endif %}"
+    )
+    report = run(template=ChatTemplate(source))
+    packed = report.conversations["packed"]
+    assert report.warnings["no stop token"] == report.warnings["prompt differs"] == packed
 
 
 def test_the_size_of_chunks_changes_no_row(run, tmp_path, monkeypatch):

@@ -328,3 +328,25 @@ def test_a_backend_of_ones_own():
     assert tokenizers.load(mine) is mine
     with pytest.raises(TypeError, match="spells its own"):
         tokenizers.load(mine, bos="x")
+
+
+def test_what_lies_beside_a_tokenizer(tmp_path):
+    """The configuration counts before special_tokens_map.json, null is no token."""
+    folder = folder_of(tiny(), eos_token={"content": "</s>"}, pad_token=None)
+    beside = {"bos_token": "<s>", "eos_token": "<|im_end|>", "pad_token": "<unk>"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(beside))
+    end = tokenizers.load(folder).control_id("<|im_end|>")
+    for stops, known in (([end, 99999], ("<|im_end|>",)), (end, ("<|im_end|>",)), (None, ())):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+        backend = tokenizers.load(folder)
+        assert (backend.bos, backend.eos, backend.stop_tokens) == ("<s>", "</s>", known)
+        assert backend.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
+    backend.save(tmp_path / "copy")
+    assert (tmp_path / "copy" / "generation_config.json").is_file()
+
+
+def test_the_ids_that_the_tokenizer_itself_gives():
+    backend = tokenizers.load(qwen(), eos="<|im_end|>")
+    texts = ["<|im_start|>user\nHi<|im_end|>", "", "你好 <think>"]
+    own = qwen()
+    assert backend.own_ids(texts) == [own.encode(t, add_special_tokens=False).ids for t in texts]

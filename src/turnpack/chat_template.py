@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .declaration import TRAIN_ON
-from .jinja_render import REFUSED, JinjaTemplate, Message, strftime_now, to_json
-from .nouns import Conversation, Rendered, RowError, Segment
+from .jinja_render import REFUSED, JinjaTemplate, strftime_now, to_json
 from .nouns import Message as PlainMessage
+from .nouns import Rendered, RowError, Segment
 from .patterns import splitter
 from .provenance import (
     ELSEWHERE,
@@ -27,18 +27,23 @@ from .provenance import (
     TANGLED,
     Data,
     Items,
-    Origin,
     Trace,
     Traced,
-    Value,
     current_trace,
     plain,
     single,
     tracing,
-    wrapped,
 )
 from .rendering import loss_weight
 from .replay import Item, Program, compile_program, compile_texts, write
+from .template_data import (
+    REASONING,
+    How,
+    check_messages,
+    plain_message,
+    shape_of,
+    traced_message,
+)
 from .turns import Place, Turns, Written
 
 if TYPE_CHECKING:
@@ -53,9 +58,6 @@ _LOOKS_LIKE_CONTROL = re.compile(
 )
 # How a template can say it: a comment with a list of strings as JSON.
 _DECLARED = re.compile(r"\{#-? control tokens: (\[.*\]) -?#\}")
-
-# Names under which templates read reasoning; the first is the one that others stand for.
-_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 # Where a target begins and ends, and its weight.
 Target = tuple[Place, Place, float]
@@ -233,7 +235,7 @@ class ChatTemplate:
             raise ValueError(f"train_on must be one of {', '.join(TRAIN_ON)}, not {train_on!r}")
         if variables:
             how = how._replace(variables=tuple(sorted(variables.items())))
-        shape = _shape(how, messages, tools)
+        shape = shape_of(how, messages, tools)
         for program, notes in self._programs.get(shape, ()):
             segments = _run(program, messages, tools)
             if segments is not None:
@@ -241,7 +243,7 @@ class ChatTemplate:
                 if self._distrusted or self._replayed % _CHECKED == 0:
                     self._compare("".join(s.text for s in segments), messages, tools, how)
                 return _rendered(segments, notes)
-        _check(messages, tools)
+        check_messages(messages, tools)
         return self._render(messages, tools, how, shape)
 
     # -- rendering -----------------------------------------------------------------------------
@@ -281,7 +283,7 @@ class ChatTemplate:
     def _template(self, tools: Any) -> JinjaTemplate:
         return self._jinja_with_tools if tools and self._jinja_with_tools else self._jinja
 
-    def _variables(self, messages: Any, tools: Any, how: _How) -> dict[str, Any]:
+    def _variables(self, messages: Any, tools: Any, how: How) -> dict[str, Any]:
         named = {"bos_token": self.bos_token, "eos_token": self.eos_token}
         return {
             **{key: text for key, text in named.items() if text is not None},
@@ -293,18 +295,18 @@ class ChatTemplate:
             **dict(how.variables),
         }
 
-    def _bare(self, messages: Sequence[PlainMessage], tools: Any, how: _How) -> str:
+    def _bare(self, messages: Sequence[PlainMessage], tools: Any, how: How) -> str:
         """The text, by the template alone."""
         jinja = self._template(tools)
         folds = "input" not in jinja.names
-        plain_messages = [_plain_message(message, folds) for message in messages]
+        plain_messages = [plain_message(message, folds) for message in messages]
         return jinja.render(self._variables(plain_messages, tools, how))
 
-    def _written(self, messages: Sequence[PlainMessage], tools: Any, how: _How) -> Written:
+    def _written(self, messages: Sequence[PlainMessage], tools: Any, how: How) -> Written:
         """The text in pieces; call it in a `tracing` context."""
         jinja = self._template(tools)
         folds = "input" not in jinja.names
-        traced = [_traced_message(number, m, folds) for number, m in enumerate(messages)]
+        traced = [traced_message(number, m, folds) for number, m in enumerate(messages)]
         if tools is not None:
             origin = (ELSEWHERE, "tools")
             listed = [Data(tool, origin, ("tools", n)) for n, tool in enumerate(tools)]
@@ -320,7 +322,7 @@ class ChatTemplate:
         return written
 
     def _render(
-        self, messages: Sequence[PlainMessage], tools: Any, how: _How, shape: Any
+        self, messages: Sequence[PlainMessage], tools: Any, how: How, shape: Any
     ) -> Rendered:
         with tracing() as trace:
             try:
@@ -354,7 +356,7 @@ class ChatTemplate:
         self._seen.add(shape)
         return False
 
-    def _compare(self, text: str, messages: Sequence[PlainMessage], tools: Any, how: _How) -> None:
+    def _compare(self, text: str, messages: Sequence[PlainMessage], tools: Any, how: How) -> None:
         """Compare a text with what the template alone writes."""
         if text != self._bare(messages, tools, how):
             self._programs.clear()
@@ -364,11 +366,11 @@ class ChatTemplate:
             )
 
     def _prompt(
-        self, messages: Sequence[PlainMessage], tools: Any, how: _How, trace: Trace
+        self, messages: Sequence[PlainMessage], tools: Any, how: How, trace: Trace
     ) -> Written | None:
         """The inference prompt behind messages; None where the template refuses to write one."""
         how = how._replace(for_inference=True, train_on="")
-        shape = _shape(how, messages, tools)
+        shape = shape_of(how, messages, tools)
         for program, prompt, guards in self._prompts.get(shape, ()):
             texts = _run(program, messages, tools)
             if texts is not None:
@@ -395,7 +397,7 @@ class ChatTemplate:
         written: Written,
         messages: Sequence[PlainMessage],
         tools: Any,
-        how: _How,
+        how: How,
         trace: Trace,
     ) -> tuple[list[Target], list[str], bool]:
         """The targets as (start, end, weight), the warnings, and whether they are always there."""
@@ -459,7 +461,7 @@ class ChatTemplate:
         written: Written,
         messages: Sequence[PlainMessage],
         tools: Any,
-        how: _How,
+        how: How,
         trace: Trace,
     ) -> Turns:
         known = self._known()
@@ -479,7 +481,7 @@ class ChatTemplate:
         written: Written,
         spans: list[Target],
         messages: Sequence[PlainMessage],
-        how: _How,
+        how: How,
     ) -> list[Item]:
         """The pieces, cut where targets begin and end and around control tokens."""
         # Where the weight changes, and to what, in order; after the end to nothing.
@@ -575,7 +577,7 @@ class ChatTemplate:
         return self._what_is_known
 
     def _learn(self, messages: Sequence[PlainMessage], trace: Trace) -> _Known:
-        how = _How(False, "assistant", ())
+        how = How(False, "assistant", ())
         written = self._written(messages, None, how)
         answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
         prompts = []
@@ -641,22 +643,14 @@ class _Known(NamedTuple):
 _NOTHING_KNOWN = _Known(frozenset(), (), frozenset(), "", "")
 
 
-class _How(NamedTuple):
-    """How a conversation is rendered."""
-
-    for_inference: bool
-    train_on: str
-    variables: tuple[tuple[str, Any], ...]
-
-
 # Fields of a message that a template should write, by what a warning calls them.
 _WRITTEN = {
     ("content",): "the text of every message",
     ("tool_calls",): "tool_calls",
-    _REASONING: "reasoning_content",
+    REASONING: "reasoning_content",
 }
 _HOWS = {
-    (prompt, train_on): _How(prompt, train_on, ())
+    (prompt, train_on): How(prompt, train_on, ())
     for prompt in (False, True)
     for train_on in TRAIN_ON
 }
@@ -726,134 +720,3 @@ def _declared_in(source: str) -> list[str] | None:
     if not isinstance(tokens, list) or not all(isinstance(t, str) and t for t in tokens):
         raise ValueError("the template's comment on its control tokens is no list of strings")
     return tokens
-
-
-# -- messages as the template sees them ------------------------------------------------------------
-
-
-def _check(messages: Any, tools: Any) -> None:
-    """Raises RowError where messages are none; an answer may have no text, or parts of text."""
-    try:
-        Conversation(messages, tools)
-    except RowError:
-        if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
-            raise
-        Conversation([_with_text(message) for message in messages], tools)
-
-
-def _with_text(message: PlainMessage) -> PlainMessage:
-    content = message.get("content")
-    if content is None and message.get("role") == "assistant":
-        return {**message, "content": ""}
-    if isinstance(content, Sequence) and not isinstance(content, str):
-        found = [part.get("text") for part in content if isinstance(part, Mapping)]
-        texts = [text for text in found if isinstance(text, str)]
-        if len(texts) == len(content):
-            return {**message, "content": "".join(texts)}
-    return message
-
-
-def _plain_message(message: PlainMessage, folds: bool) -> dict[str, Any]:
-    """A message as transformers hands it to a template: without what is null.
-
-    `folds`: the template does not read Alpaca's `input`, so it follows the user's text.
-    """
-    made = {key: value for key, value in message.items() if value is not None}
-    if folds and made.get("input"):
-        made["content"] = f"{made['content']}\n{made['input']}"
-    return _with_reasoning(made)
-
-
-def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
-    reasoning = next((message[key] for key in _REASONING if key in message), None)
-    if reasoning is None:
-        return message
-    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
-
-
-def _traced_message(number: int, message: PlainMessage, folds: bool) -> Message:
-    """The same, every text of it traced."""
-    made: dict[str, Any] = {}
-    for key, value in message.items():
-        if value is None:
-            continue
-        if key == "role":
-            made[key] = value
-        elif type(value) is str:
-            made[key] = single(value, (number, key), ("get", number, key))
-        elif key == "tool_calls":
-            origin, path = (number, key), ("get", number, key)
-            calls = [_traced_call(call, origin, (*path, n)) for n, call in enumerate(value)]
-            made[key] = Items(calls, value, origin, path)
-        else:
-            made[key] = wrapped(value, (number, key))
-    if folds and message.get("input"):
-        made["content"] = made["content"] + "\n" + made["input"]
-    return Message(number, _with_reasoning(made))
-
-
-def _traced_call(call: Mapping[str, Any], origin: Origin, path: Value) -> Data:
-    made: dict[str, Any] = {}
-    for key, value in call.items():
-        here = (*path, key)
-        if type(value) is str:
-            made[key] = single(value, origin, here)
-        elif key == "function" and isinstance(value, Mapping):
-            made[key] = _traced_call(value, origin, here)
-        elif isinstance(value, Mapping):
-            made[key] = Data(value, origin, here)
-        else:
-            made[key] = wrapped(value, origin)
-    return Data.known(call, origin, path, made)
-
-
-def _shape(how: _How, messages: Sequence[PlainMessage], tools: Any) -> Any:
-    """All of a conversation that no question is asked about: roles, keys, numbers.
-
-    None where there is more than that, so that no program can be kept for it.
-    """
-    parts: list[Any] = []
-    try:
-        for message in messages:
-            if len(message) == 2 and next(iter(message)) == "role":
-                role, content = message["role"], message["content"]
-                if type(role) is not str or type(content) is not str:
-                    return None
-                if not content.isascii():
-                    content.encode()
-                parts.append(role)
-            else:
-                parts.append(_fields(message))
-        named: tuple[Any, ...] = ()
-        if how.variables:
-            named = tuple((key, _constant(value)) for key, value in how.variables)
-    except (AttributeError, KeyError, TypeError, UnicodeError):
-        return None  # what is wrong with it, if anything, is said elsewhere
-    count = None if tools is None else len(tools)
-    return how.for_inference, how.train_on, named, tuple(parts), count
-
-
-def _fields(message: Mapping[str, Any]) -> tuple[Any, ...]:
-    parts: list[Any] = []
-    for key, value in message.items():
-        if key == "role":
-            parts.append((key, _constant(value)))
-        elif type(value) is str:
-            value.encode()
-            parts.append(key)
-        elif key == "tool_calls" and value is not None:
-            parts.append((key, *map(_fields, value)))
-        elif key == "function" and isinstance(value, Mapping):
-            parts.append((key, _fields(value)))
-        elif isinstance(value, Mapping) and key == "arguments":
-            parts.append((key, "object"))
-        else:
-            parts.append((key, _constant(value)))
-    return tuple(parts)
-
-
-def _constant(value: Any) -> tuple[str, str]:
-    """A value that is no text, so that 1, 1.0 and True are different; a container is refused."""
-    if value is None or type(value) in (str, bool, int, float):
-        return type(value).__name__, repr(value)
-    raise TypeError("more than texts and numbers")
