@@ -170,3 +170,23 @@ def test_marked_spans_are_used_when_asked_for(name):
         ours = template.render(messages)
         assert ours.text == theirs[0]
         assert spans_of(ours) == joined(theirs[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_content_in_parts(name):
+    """Templates of vision models read a list of parts; its texts are traced as any other."""
+    template = ChatTemplate(source(name), **TOKENS)
+    messages = [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        for message in KINDS["several turns"]
+    ]
+    theirs = rendered(source(name), messages, None)
+    if theirs is None:
+        with pytest.raises(RowError, match=r"^the chat template refuses the conversation"):
+            template.render(messages)
+        return
+    ours = template.render(messages)
+    assert ours.text == theirs[0]
+    as_text = rendered(source(name), KINDS["several turns"], None)
+    if as_text == theirs:
+        assert ours.segments == template.render(KINDS["several turns"]).segments
