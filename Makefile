@@ -18,7 +18,7 @@ demo: .venv/demo
 	@echo "The bins are in demo-output/data, the report is demo-output/report.json."
 
 test: .venv/test
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto
 
 lint: .venv/lint
 	$(BIN)/ruff check .

@@ -66,7 +66,7 @@ weighted = st.sampled_from([{}, {}, {"train": False}, {"weight": 0.5}, {"weight"
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_the_export_of_a_named_template_is_that_template(name, data):
     named, mine = get_template(name), exported(name)
@@ -271,7 +271,7 @@ everything = st.sampled_from([*HOSTILE, *TEXTS.values(), "</think>", "a</think>b
 
 
 @pytest.mark.parametrize("name", [*UNSEEN, "chatml", "qwen3", "llama2", "qwen2.5"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_a_replay_is_what_the_template_writes(name, data):
     """One instance sees conversations of a few shapes again and again, the other each anew."""

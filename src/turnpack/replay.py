@@ -76,6 +76,8 @@ class _Compiler:
         self.known: dict[Value, str] = {}
 
     def constant(self, value: Any) -> str:
+        if type(value) in (str, int, bool, type(None)):
+            return repr(value)  # a literal of Python that says exactly this
         name = f"k{len(self.names)}"
         self.names[name] = value
         return name
@@ -198,7 +200,8 @@ class _Compiler:
             self.value(_value(text)) if type(text) is Traced else self.constant(text)
             for _, text, _ in run
         ]
-        return f"new(Segment, ({' + '.join(texts)}, *{self.constant(marks)}))"
+        target, control, scale = map(self.constant, marks)
+        return f"new(Segment, ({' + '.join(texts)}, {target}, {control}, {scale}))"
 
     def write(
         self, items: Sequence[tuple[str, str | None, float | None]], texts: Sequence[str]
