@@ -561,6 +561,10 @@ def test_a_file_is_a_template_too(tmp_path):
     backend = load(qwen(), eos="<|im_end|>")
     tokens = Encoder(backend, str(path))([CHAT])
     assert tokens == Encoder(backend, "chatml")([CHAT])
+    for wrong in (b"{% for %}", b"\xff"):
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match=r"mine\.jinja: (not a Jinja|'utf-8' codec)"):
+            Encoder(backend, str(path))
 
 
 # -- objects ---------------------------------------------------------------------------------------

@@ -559,20 +559,12 @@ class JinjaTemplate:
     """
 
     def __init__(self, source: str) -> None:
-        self.source = source
         try:
             self._plain = _PLAIN.from_string(source)
             tree = _TRACING.parse(source)
             self.names = {
                 node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)
             } | {node.attr for node in tree.find_all(nodes.Getattr)}
-            self.literals = tuple(
-                dict.fromkeys(
-                    [node.data for node in tree.find_all(nodes.TemplateData)]
-                    + [n.value for n in tree.find_all(nodes.Const) if isinstance(n.value, str)]
-                )
-            )
-            self.has_generation = "{% generation" in source or "{%- generation" in source
             self._traced = _TRACING.from_string(_instrumented(tree))
         except (jinja2.TemplateError, RecursionError) as error:
             raise ValueError(f"not a Jinja chat template: {error}") from None

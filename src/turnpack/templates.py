@@ -97,8 +97,11 @@ def find_template(template: TemplateProtocol | str, backend: Backend) -> Templat
     if template == "auto":
         return ChatTemplate.from_tokenizer(backend)
     if template.endswith(".jinja"):
-        source = Path(template).read_text(encoding="utf-8")
-        return ChatTemplate.for_backend(source, backend, name=Path(template).stem)
+        try:
+            source = Path(template).read_text(encoding="utf-8")
+            return ChatTemplate.for_backend(source, backend, name=Path(template).stem)
+        except ValueError as error:
+            raise ValueError(f"{template}: {error}") from None
     return get_template(template)
 
 
