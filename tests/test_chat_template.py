@@ -310,6 +310,159 @@ def test_replays_do_happen():
     assert template._replayed == 3
 
 
+turns = st.lists(
+    st.tuples(
+        st.sampled_from(["plain", "reasoning", "call", "result", "untrained", "heavy"]),
+        st.sampled_from(["Hello", "  x ", "", "</think>", "a</think>b", "<|im_end|>"]),
+        st.sampled_from(["Yes.", "No.", "", "<think>a</think>b"]),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@pytest.mark.parametrize("name", [*UNSEEN, "chatml", "qwen3", "llama2", "qwen2.5", "mistral-v3"])
+@settings(max_examples=40, deadline=None)
+@given(turns=turns, opens=st.booleans(), tools=st.booleans())
+def test_what_is_put_together_is_what_the_template_writes(name, turns, opens, tools):
+    """One instance puts conversations of new shapes together, the other traces each."""
+    messages = [system("Be good.")] if opens else []
+    for how, question, answer in turns:
+        messages += _KINDS_OF_TURNS[how](question, answer)
+    given_tools = TOOLS if tools else None
+    composing = _composing(name)
+    for composer in composing._composers.values():
+        composer.succeeded |= 64  # out of the sample that is traced too
+    assert outcome(composing, messages, given_tools) == outcome(
+        _tracing(name), messages, given_tools
+    )
+
+
+_KINDS_OF_TURNS = {
+    "plain": lambda q, a: [user(q), assistant(a)],
+    "reasoning": lambda q, a: [user(q), assistant(a, reasoning_content="Hm.")],
+    "call": lambda q, a: [
+        *(user(q), assistant("", tool_calls=[call("f", x=q)])),
+        *(tool(q), assistant(a)),
+    ],
+    "result": lambda q, a: [user(f"<tool_response>{q}</tool_response>"), assistant(a)],
+    "untrained": lambda q, a: [user(q), assistant(a, train=False)],
+    "heavy": lambda q, a: [user(q), assistant(a, weight=0.5)],
+}
+
+
+def _composing(name):
+    return _known.setdefault(("composing", name), _fresh(name))
+
+
+def _tracing(name):
+    template = _fresh(name)
+    template._composer = lambda shape: None
+    return template
+
+
+def composers_of(template):
+    return list(template._composers.values())
+
+
+def test_compositions_do_happen():
+    template = ChatTemplate(CHATML)
+    for turns in range(1, 12):
+        rendered = template.render(CHAT[:2] * turns)
+        assert rendered.segments == _tracing_of(CHATML).render(CHAT[:2] * turns).segments
+    (composer,) = composers_of(template)
+    assert composer.succeeded == 9  # all but those of one turn and of two
+    composer.succeeded = 64  # out of the sample that is traced too
+    traced = template._traced
+    template.render(CHAT[:2] * 12)
+    assert (composer.succeeded, template._traced) == (65, traced)
+
+
+def _tracing_of(source):
+    template = ChatTemplate(source)
+    template._composer = lambda shape: None
+    return template
+
+
+NOT_LOCAL = {
+    "the number of messages": (
+        "{% for m in messages %}<|{{ m.role }}|>{% if messages | length > 6 %}!{% endif %}"
+        "{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    ),
+    "the last user": (
+        "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}"
+        "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}"
+        "<|{{ m.role }}|>{% if loop.index0 == ns.last %}*{% endif %}{{ m.content }}<|end|>"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    ),
+    "another message's text": (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+        "{% if loop.index0 > 2 %} ({{ messages[loop.index0 - 2].content }}){% endif %}<|end|>"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    ),
+    "where a message stands": (
+        "{% for m in messages %}<|{{ m.role }}|>{{ loop.index }}{{ m.content }}<|end|>"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("source", NOT_LOCAL.values(), ids=NOT_LOCAL)
+def test_what_more_than_neighbours_decide_is_never_put_together(source):
+    template = ChatTemplate(source)
+    for turns in (1, 2, 3, 4, 5, 3, 6, 7, 2, 9):
+        messages = CHAT[:2] * turns
+        for opening in ([], [system("Be good.")]):
+            expected = outcome(_tracing_of(source), [*opening, *messages])
+            assert outcome(template, [*opening, *messages]) == expected
+
+
+def test_compositions_that_fail_are_given_up():
+    template = ChatTemplate(NOT_LOCAL["where a message stands"])
+    for turns in range(1, 30):
+        template.render(CHAT[:2] * turns)
+    (composer,) = composers_of(template)
+    assert not composer.succeeded or composer.is_worth_trying
+
+
+def test_the_sample_of_compositions_is_traced():
+    template = ChatTemplate(CHATML)
+    for turns in (1, 2, 3):
+        template.render(CHAT[:2] * turns)
+    (composer,) = composers_of(template)
+    whole = composer.write
+    composer.write = lambda *given: whole(*given)._replace(
+        segments=[s._replace(weight=0.5) if s.target else s for s in whole(*given).segments]
+    )
+    expected = outcome(ChatTemplate(CHATML), CHAT[:2] * 8)
+    assert outcome(template, CHAT[:2] * 8) == expected
+    assert composer.given_up
+    assert outcome(template, CHAT[:2] * 7) == outcome(ChatTemplate(CHATML), CHAT[:2] * 7)
+
+
+def test_reasoning_that_is_as_empty_as_the_prompts():
+    """An answer whose empty reasoning the prompt has written already begins behind it."""
+    template = ChatTemplate(
+        "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}<|end|>"
+        "{% else %}<|assistant|><think>\n{{ m.reasoning_content | trim }}\n</think>\n"
+        "{{ m.content }}<|end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|><think>\n\n</think>\n{% endif %}"
+    )
+    expected = {
+        "  ": ["Yes<|end|>"],
+        "hm": ["hm\n</think>\nYes<|end|>"],
+        "": ["Yes<|end|>"],
+        "\nhm": ["hm\n</think>\nYes<|end|>"],
+    }
+    for reasoning in [*expected] * 3:  # traced, replayed, and each where another was replayed
+        answer = assistant("Yes", reasoning_content=reasoning)
+        rendered = template.render([user("Go"), answer])
+        assert targets(rendered) == expected[reasoning]
+        differs = ("prompt differs",) if reasoning.strip() else ()
+        assert rendered.warnings == differs
+    assert template._replayed
+
+
 # -- what the conversation spells is text ----------------------------------------------------------
 
 
@@ -662,7 +815,7 @@ def test_the_sample_of_replays_is_compared(monkeypatch):
         template.render(CHAT)
     ((program, notes),) = template._programs[next(iter(template._programs))]
     template._programs[next(iter(template._programs))] = [
-        (lambda messages, tools: program(messages, tools)[1:], notes)
+        (lambda *given: program(*given)[1:], notes)
     ]
     with pytest.raises(RowError, match=r"^cannot follow the chat template"):
         template.render(CHAT)

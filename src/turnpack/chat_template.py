@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .compose import Composer
 from .declaration import TRAIN_ON
 from .jinja_render import REFUSED, JinjaTemplate, strftime_now, to_json
 from .nouns import Message as PlainMessage
@@ -35,14 +36,17 @@ from .provenance import (
     tracing,
 )
 from .rendering import loss_weight
-from .replay import Item, Program, compile_program, compile_texts, write
+from .replay import Item, Program, compile_program, compile_texts, run_program, write
 from .template_data import (
     REASONING,
     How,
     check_messages,
+    kinds_of,
+    learns_answers,
     plain_message,
     shape_of,
     traced_message,
+    way_of,
 )
 from .turns import Place, Turns, Written
 
@@ -237,12 +241,15 @@ class ChatTemplate:
             how = how._replace(variables=tuple(sorted(variables.items())))
         shape = shape_of(how, messages, tools)
         for program, notes in self._programs.get(shape, ()):
-            segments = _run(program, messages, tools)
+            segments = run_program(program, messages, tools)
             if segments is not None:
                 self._replayed += 1
                 if self._distrusted or self._replayed % _CHECKED == 0:
                     self._compare("".join(s.text for s in segments), messages, tools, how)
                 return _rendered(segments, notes)
+        composed = self._compose(messages, tools, how, shape)
+        if composed is not None:
+            return composed
         check_messages(messages, tools)
         return self._render(messages, tools, how, shape)
 
@@ -265,6 +272,7 @@ class ChatTemplate:
         self._what_is_known: _Known | None = None
         self._programs: dict[Any, list[tuple[Program, tuple[str, ...]]]] = {}
         self._prompts: dict[Any, list[tuple[Program, Written, dict[Any, Any]]]] = {}
+        self._composers: dict[Any, Composer] = {}
         self._seen: set[Any] = set()
         self._literals: dict[str, list[tuple[int, str, str]]] = {}
         self._replayed = self._traced = 0
@@ -297,10 +305,14 @@ class ChatTemplate:
 
     def _bare(self, messages: Sequence[PlainMessage], tools: Any, how: How) -> str:
         """The text, by the template alone."""
-        jinja = self._template(tools)
-        folds = "input" not in jinja.names
-        plain_messages = [plain_message(message, folds) for message in messages]
-        return jinja.render(self._variables(plain_messages, tools, how))
+        return self._text_of(self._plain_messages(messages, tools), tools, how)
+
+    def _plain_messages(self, messages: Sequence[PlainMessage], tools: Any) -> list[dict[str, Any]]:
+        folds = "input" not in self._template(tools).names
+        return [plain_message(message, folds) for message in messages]
+
+    def _text_of(self, plain_messages: list[dict[str, Any]], tools: Any, how: How) -> str:
+        return self._template(tools).render(self._variables(plain_messages, tools, how))
 
     def _written(self, messages: Sequence[PlainMessage], tools: Any, how: How) -> Written:
         """The text in pieces; call it in a `tracing` context."""
@@ -338,12 +350,91 @@ class ChatTemplate:
         if self._distrusted or self._traced <= _FIRST or self._traced % _CHECKED == 0:
             self._compare(written.text, messages, tools, how)
         rendered = Rendered(write(items, self.recognised), (*self.notes, *notes))
-        if shape is not None and static and not trace.opaque and self._worth(shape):
-            programs = self._programs.setdefault(shape, [])
-            if len(programs) < _PROGRAMS:
-                compiled = compile_program(trace, items, self.recognised, _FUNCTIONS)
-                programs.append((compiled, rendered.warnings))
+        if shape is not None and static and not trace.opaque:
+            if self._worth(shape):
+                programs = self._programs.setdefault(shape, [])
+                if len(programs) < _PROGRAMS:
+                    compiled = compile_program(trace.guards, items, self.recognised, _FUNCTIONS)
+                    programs.append((compiled, rendered.warnings))
+            elif not notes and (composer := self._composer(shape)) is not None:
+                composer.learn(trace.guards, written, items, kinds_of(shape))
         return rendered
+
+    def _composer(self, shape: Any) -> Composer | None:
+        """What composes conversations rendered in this way, None where nothing should."""
+        if shape is None or self.spans != "provenance" or not learns_answers(shape):
+            return None
+        way = way_of(shape)
+        if way not in self._composers:
+            if len(self._composers) >= _PROGRAMS:
+                self._composers.clear()
+            self._composers[way] = Composer(self.recognised, _FUNCTIONS)
+        composer = self._composers[way]
+        return composer if composer.is_worth_trying else None
+
+    def _compose(
+        self, messages: Sequence[PlainMessage], tools: Any, how: How, shape: Any
+    ) -> Rendered | None:
+        """A conversation of a new shape, put together from what is known of its messages.
+
+        It is taken only if the template itself writes this very text, and if each answer begins
+        where its inference prompt ends. None where it must be traced.
+        """
+        if shape in self._seen or (composer := self._composer(shape)) is None:
+            return None
+        composed = composer.write(messages, kinds_of(shape), tools)
+        if composed is None:
+            return None
+        segments, starts = composed
+        text = "".join([segment.text for segment in segments])
+        answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+        plain_messages = self._plain_messages(messages, tools)
+        if (
+            list(starts) != [n for n in answers if loss_weight(messages[n]) is not None]
+            or text != self._text_of(plain_messages, tools, how)
+            or any(
+                text[:start] != self._prompt_text(messages[:number], plain_messages, tools, how)
+                for number, start in starts.items()
+            )
+        ):
+            composer.failed += 1
+            return None
+        composer.succeeded += 1
+        if composer.succeeded <= _FIRST or composer.succeeded % _CHECKED == 0:
+            traced = self._render(messages, tools, how, None)
+            if traced.segments != segments or traced.warnings != self.notes:
+                composer.given_up = True
+            return traced
+        self._worth(shape)
+        return _rendered(segments, self.notes)
+
+    def _prompt_text(
+        self,
+        messages: Sequence[PlainMessage],
+        plain_messages: list[dict[str, Any]],
+        tools: Any,
+        how: How,
+    ) -> str | None:
+        """The inference prompt behind messages; None where the template refuses to write one.
+
+        `plain_messages`: these, and those that follow, as the template takes them.
+        """
+        if not messages:
+            return None
+        how = how._replace(for_inference=True, train_on="")
+        shape = shape_of(how, messages, tools)
+        for program, prompt, _ in self._prompts.get(shape, ()):
+            texts = run_program(program, messages, tools)
+            if texts is not None:
+                return prompt.text_with(texts)
+        try:
+            if shape not in self._seen:
+                self._worth(shape)
+                return self._text_of(plain_messages[: len(messages)], tools, how)
+        except RowError:
+            return None
+        written = self._prompt(messages, tools, how, Trace())
+        return None if written is None else written.text
 
     def _worth(self, shape: Any) -> bool:
         """Whether a shape was seen before: only then a program for it is likely to run."""
@@ -372,7 +463,7 @@ class ChatTemplate:
         how = how._replace(for_inference=True, train_on="")
         shape = shape_of(how, messages, tools)
         for program, prompt, guards in self._prompts.get(shape, ()):
-            texts = _run(program, messages, tools)
+            texts = run_program(program, messages, tools)
             if texts is not None:
                 trace.guards.update(guards)
                 return prompt.filled(texts)
@@ -386,7 +477,7 @@ class ChatTemplate:
         if shape is not None and not own.opaque and self._worth(shape):
             prompts = self._prompts.setdefault(shape, [])
             if len(prompts) < _PROGRAMS:
-                compiled = compile_texts(own, prompt.pieces, _FUNCTIONS)
+                compiled = compile_texts(own.guards, prompt.pieces, _FUNCTIONS)
                 prompts.append((compiled, prompt.filled(None), own.guards))
         return prompt
 
@@ -657,14 +748,6 @@ _HOWS = {
 _FUNCTIONS = {"to_json": to_json, "strftime_now": strftime_now}
 
 
-def _run(program: Program, messages: Sequence[PlainMessage], tools: Any) -> Any:
-    """What a program returns, None too where a question makes no sense for a conversation."""
-    try:
-        return program(messages, tools or ())
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-        return None
-
-
 def _stable(value: Any) -> str:
     """The value as a text that is the same in every process."""
     if isinstance(value, Mapping):
@@ -676,14 +759,16 @@ def _stable(value: Any) -> str:
     return repr(value)
 
 
-_set = object.__setattr__
+_new = object.__new__
+_set_segments = vars(Rendered)["segments"].__set__
+_set_warnings = vars(Rendered)["warnings"].__set__
 
 
 def _rendered(segments: list[Segment], notes: tuple[str, ...]) -> Rendered:
     """A Rendered of what a program made, which keeps its invariants."""
-    made = object.__new__(Rendered)
-    _set(made, "segments", segments)
-    _set(made, "warnings", notes)
+    made = _new(Rendered)
+    _set_segments(made, segments)
+    _set_warnings(made, notes)
     return made
 
 

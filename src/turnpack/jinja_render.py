@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import jinja2
 import jinja2.tests
 from jinja2 import nodes
+from jinja2.compiler import CodeGenerator
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -141,16 +142,24 @@ def _check_name(name: Any) -> None:
         raise SecurityError(f"a namespace has no attribute {name!r}: it begins with an underscore")
 
 
-@jinja2.pass_context
-def _unchanged(_: Context, value: Any) -> Any:
-    """What is written, unchanged; as it takes the context, nothing is written at compile time."""
-    return value
+class _NothingFolded(CodeGenerator):
+    """Writes nothing while it compiles: `{{ 'a' * 10**10 }}` is bounded when it is rendered."""
+
+    def _make_finalize(self) -> CodeGenerator._FinalizeInfo:
+        return super()._make_finalize()._replace(const=None)
+
+
+# What a dict has, so that `message.items` is its method and `message.role` its item.
+_DICTS = frozenset((dict, Message))
+_DICT_ATTRIBUTES = frozenset(dir(dict))
 
 
 class _Plain(ImmutableSandboxedEnvironment):
     """The environment of transformers, but that nothing is computed while it compiles."""
 
-    def __init__(self, finalize: Callable[..., Any] = _unchanged) -> None:
+    code_generator_class = _NothingFolded
+
+    def __init__(self, finalize: Callable[..., Any] | None = None) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -167,6 +176,21 @@ class _Plain(ImmutableSandboxedEnvironment):
             dict=_Dict(),
             namespace=_Namespace,
         )
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """See SandboxedEnvironment, which first raises for every key of a dict."""
+        if type(obj) in _DICTS and attribute not in _DICT_ATTRIBUTES:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """See SandboxedEnvironment, which raises for a key that is not there."""
+        if type(obj) in _DICTS and type(argument) is str:
+            if argument in obj:
+                return obj[argument]
+            if argument not in _DICT_ATTRIBUTES:
+                return self.undefined(obj=obj, name=argument)
+        return super().getitem(obj, argument)
 
 
 # Filters that only call a string's methods, or that hand on what they find in lists and objects.
@@ -427,9 +451,8 @@ def _as_text(value: Any) -> Any:
     return mixed(text, sources) if sources else text
 
 
-@jinja2.pass_context
-def _written(_: Context, value: Any) -> Any:
-    """What is written; as it takes the context, nothing is written at compile time."""
+def _written(value: Any) -> Any:
+    """What is written."""
     return value if isinstance(value, str) else _as_text(value)
 
 
@@ -571,8 +594,9 @@ class JinjaTemplate:
 
     def render(self, variables: Mapping[str, Any]) -> str:
         """The text, without anything traced."""
+        template = self._plain
         try:
-            return self._plain.render(variables)
+            return "".join(template.root_render_func(template.new_context(dict(variables))))
         except _ERRORS as error:
             raise _refused(error) from None
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .nouns import Segment
-from .provenance import CHANGES, QUESTIONS, SPLITS, STRIPS, Trace, Traced, Value, structure
+from .provenance import CHANGES, QUESTIONS, SPLITS, STRIPS, Traced, Value, structure
 from .rendering import Writer, own_text
 
 # A piece of what is written: its kind, its text, its weight (None where it is no target). Kinds are
@@ -23,8 +23,10 @@ from .rendering import Writer, own_text
 # recognised).
 Item = tuple[str, str, "float | None"]
 Messages = Sequence[Mapping[str, Any]]
-# (messages, tools) → what it was compiled for, or None.
-Program = Callable[[Messages, Sequence[Any]], Any]
+# (messages, tools, own) → what it was compiled for, or None.
+Program = Callable[[Messages, Sequence[Any], Any], Any]
+# What must hold: (question, value, arguments) → answer.
+Guards = Mapping[tuple[str, Value, tuple[Any, ...]], Any]
 
 
 def write(items: Sequence[Item], recognised: tuple[str, ...]) -> list[Segment]:
@@ -45,20 +47,31 @@ def write(items: Sequence[Item], recognised: tuple[str, ...]) -> list[Segment]:
 
 
 def compile_program(
-    trace: Trace, items: Sequence[Item], recognised: tuple[str, ...], functions: Mapping[str, Any]
+    guards: Guards, items: Sequence[Item], recognised: tuple[str, ...], functions: Mapping[str, Any]
 ) -> Program:
     """The function that renders a conversation as `items` were rendered, or returns None.
 
-    `functions`: the template's own, `to_json` and `strftime_now`.
+    `guards`: as of a Trace. `functions`: the template's own, `to_json` and `strftime_now`. Values
+    may be those of one message alone, which the function then takes as a third argument, `own`:
+    ("own", key, ...) is own[key]...
     """
-    return _Compiler(recognised, functions).compile(trace, items)
+    return _Compiler(recognised, functions).compile(guards, items)
 
 
-def compile_texts(trace: Trace, pieces: Sequence[str], functions: Mapping[str, Any]) -> Program:
+def compile_texts(guards: Guards, pieces: Sequence[str], functions: Mapping[str, Any]) -> Program:
     """The function that returns the texts of the conversation's pieces, or None."""
-    return _Compiler((), functions).compile_texts(trace, pieces)
+    return _Compiler((), functions).compile_texts(guards, pieces)
 
 
+def run_program(program: Program, messages: Messages, tools: Any, own: Any = None) -> Any:
+    """What a program returns, None too where a question makes no sense for a conversation."""
+    try:
+        return program(messages, tools or (), own)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return None
+
+
+_TABLES = {"get": "messages", "tools": "tools", "own": "own"}
 _METHODS = {"replace", *CHANGES, *SPLITS, *STRIPS}
 
 
@@ -96,9 +109,8 @@ class _Compiler:
         kind, first, *rest = value
         if kind == "constant":
             return self.constant(first)
-        if kind in ("get", "tools"):
-            table = "messages" if kind == "get" else "tools"
-            return table + "".join(f"[{self.constant(key)}]" for key in (first, *rest))
+        if kind in _TABLES:
+            return _TABLES[kind] + "".join(f"[{self.constant(key)}]" for key in (first, *rest))
         if kind == "call":
             if first not in _METHODS:
                 raise ValueError(f"no string method {first!r}")
@@ -138,8 +150,8 @@ class _Compiler:
             raise ValueError(f"no question {name!r}")
         return f"{subject}.{name}(*{self.constant(arguments)})"
 
-    def ask(self, trace: Trace) -> None:
-        for (name, value, arguments), answer in trace.guards.items():
+    def ask(self, guards: Guards) -> None:
+        for (name, value, arguments), answer in guards.items():
             asked = self.question(name, value, arguments)
             if answer is True or answer is False:
                 self.lines.append(f"if {'not ' * answer}({asked}): return None")
@@ -148,19 +160,19 @@ class _Compiler:
 
     def finish(self) -> Program:
         body = "\n    ".join(self.lines)
-        source = f"def program(messages, tools):\n    {body}\n"
+        source = f"def program(messages, tools, own):\n    {body}\n"
         exec(compile(source, "<replay>", "exec"), self.names)  # see the top of the file
         program: Program = self.names["program"]
         return program
 
-    def compile_texts(self, trace: Trace, pieces: Sequence[str]) -> Program:
-        self.ask(trace)
+    def compile_texts(self, guards: Guards, pieces: Sequence[str]) -> Program:
+        self.ask(guards)
         texts = [self.value(_value(piece)) for piece in pieces if type(piece) is Traced]
         self.lines.append(f"return [{', '.join(texts)}]")
         return self.finish()
 
-    def compile(self, trace: Trace, items: Sequence[Item]) -> Program:
-        self.ask(trace)
+    def compile(self, guards: Guards, items: Sequence[Item]) -> Program:
+        self.ask(guards)
         runs = _runs(items)
         # Runs that could be empty, and texts in which a token could be recognised, are written
         # piece by piece.

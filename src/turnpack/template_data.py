@@ -53,6 +53,8 @@ def plain_message(message: PlainMessage, folds: bool) -> dict[str, Any]:
 
     `folds`: the template does not read Alpaca's `input`, so it follows the user's text.
     """
+    if len(message) == 2 and message.get("content") is not None:
+        return dict(message)
     made = {key: value for key, value in message.items() if value is not None}
     if folds and made.get("input"):
         made["content"] = f"{made['content']}\n{made['input']}"
@@ -107,25 +109,43 @@ def shape_of(how: How, messages: Sequence[PlainMessage], tools: Any) -> Any:
 
     None where there is more than that, so that no program can be kept for it.
     """
-    parts: list[Any] = []
+    kinds: list[Any] = []
     try:
         for message in messages:
-            if len(message) == 2 and next(iter(message)) == "role":
+            for first in message:  # noqa: B007 - the quickest way to the first key
+                break
+            if len(message) == 2 and first == "role":
                 role, content = message["role"], message["content"]
-                if type(role) is not str or type(content) is not str:
+                if not type(role) is type(content) is str:
                     return None
                 if not content.isascii():
                     content.encode()
-                parts.append(role)
+                kinds.append(role)
             else:
-                parts.append(_fields(message))
-        named: tuple[Any, ...] = ()
+                kinds.append(_fields(message))
         if how.variables:
             named = tuple((key, _constant(value)) for key, value in how.variables)
+            how = how._replace(variables=named)
     except (AttributeError, KeyError, TypeError, UnicodeError):
         return None  # what is wrong with it, if anything, is said elsewhere
-    count = None if tools is None else len(tools)
-    return how.for_inference, how.train_on, named, tuple(parts), count
+    return how, tuple(kinds), None if tools is None else len(tools)
+
+
+def kinds_of(shape: Any) -> tuple[Any, ...]:
+    """Of each message of a shape, all that no question is asked about."""
+    kinds: tuple[Any, ...] = shape[1]
+    return kinds
+
+
+def way_of(shape: Any) -> Any:
+    """All of a shape but its messages."""
+    return shape[0], shape[2]
+
+
+def learns_answers(shape: Any) -> bool:
+    """Whether the targets of a shape are all of its answers."""
+    how: How = shape[0]
+    return how.train_on == "assistant" and not how.for_inference
 
 
 def _fields(message: Mapping[str, Any]) -> tuple[Any, ...]:

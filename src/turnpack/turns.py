@@ -94,6 +94,11 @@ class Written:
         made.regions, made.generation, made.after = self.regions, self.generation, self.after
         return made
 
+    def text_with(self, texts: Sequence[str]) -> str:
+        """The text with other texts of the conversation, in order."""
+        left = iter(texts)
+        return "".join([next(left) if type(p) is Traced else p for p in self.pieces])
+
     def place(self, place: Place) -> Place:
         """A place in the one way to say it: the end of a piece is the start of the next."""
         number, offset = place
@@ -251,7 +256,8 @@ class Turns:
         if start is None:
             self._lost(number, "its prompt does not end as what stands before it")
         assert start is not None
-        if start > first and start[0] != first[0]:
+        inside = written.traced(first, start) if first < start else ()
+        if any(piece for place, piece in inside if place < start[0]):
             self._lost(number, "its prompt ends behind it")
         return start
 
@@ -403,8 +409,8 @@ def _differ_for_ever(prompt: list[str], text: list[str]) -> bool:
         if type(piece) is Traced or type(other) is Traced:
             return False
         if piece.startswith(other) and number + 1 < len(text):
-            # The prompt goes on where the conversation's own text stands: as that does?
+            # The prompt goes on where the conversation's own text stands: as that begins?
             slot = text[number + 1]
-            return type(slot) is Traced and not slot.startswith(piece[len(other) :])
+            return type(slot) is Traced and bool(slot) and not slot.startswith(piece[len(other)])
         return not other.startswith(piece)
     return False
