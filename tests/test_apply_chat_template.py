@@ -82,3 +82,33 @@ def test_mistrals_own_tokenizer_on_real_rows():
         start = len(expected)
         assert row.input_ids[:start].tolist() == expected
         assert row.loss_mask[start] == 1
+
+
+@needs_shared
+def test_metas_own_chat_format_on_real_rows():
+    """Meta's own package encodes a conversation as its template and turnpack do.
+
+    The template strips every text and Meta's package does not: they are compared where there is
+    nothing to strip.
+    """
+    from llama_models.datatypes import RawMessage, StopReason
+    from llama_models.llama3.chat_format import ChatFormat
+    from llama_models.llama3.tokenizer import Tokenizer as MetasTokenizer
+
+    own = ChatFormat(MetasTokenizer.get_instance())
+    names = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
+    encoder = Encoder(llama3(), ChatTemplate(_LLAMA3, **names))
+    compared = 0
+    for messages in _chats():
+        if any(m["content"] != m["content"].strip() for m in messages):
+            continue
+        answer = RawMessage(**messages[-1], stop_reason=StopReason.end_of_turn)
+        asked = own.encode_dialog_prompt([RawMessage(**m) for m in messages[:-1]]).tokens
+        answered, _ = own.encode_message(answer, None)
+        header = len(own._encode_header("assistant"))
+        row = encoder([messages])
+        assert row.input_ids.tolist() == asked + answered[header:]
+        assert row.loss_mask[len(asked) - 1] == 0
+        assert row.loss_mask[len(asked) :].all()
+        compared += 1
+    assert compared > 300
