@@ -95,7 +95,7 @@ Array<uint8_t> mask_markers(const Array<int32_t>& input_ids, const Offsets& offs
 }
 
 py::tuple plan(const Offsets& lengths, int64_t capacity, const std::string& strategy, int64_t align,
-               int64_t max_rows) {
+               int64_t max_rows, int64_t threads, bool wide) {
     const Strategy rule = strategy == "in_order"    ? Strategy::in_order
                           : strategy == "first_fit" ? Strategy::first_fit
                                                     : Strategy::best_fit;
@@ -104,9 +104,12 @@ py::tuple plan(const Offsets& lengths, int64_t capacity, const std::string& stra
             *fill_to = fill.mutable_data();
     const int64_t bins = unlocked([&] {
         return turnpack::plan(lengths.data(), lengths.size(), capacity, rule, align, max_rows,
-                              rows_to, offsets_to, fill_to);
+                              threads, wide, rows_to, offsets_to, fill_to);
     });
-    return py::make_tuple(rows, Offsets(bins + 1, offsets_to), Offsets(bins, fill_to));
+    // In place: what was not written to was never made part of memory.
+    offsets.resize({bins + 1}, false);
+    fill.resize({bins}, false);
+    return py::make_tuple(rows, offsets, fill);
 }
 
 // The named array of `out`, or a new one of this shape.
@@ -235,7 +238,7 @@ PYBIND11_MODULE(_core, m) {
           py::arg("start_offsets").noconvert(), py::arg("ends").noconvert(),
           py::arg("end_offsets").noconvert(), py::arg("include_end"));
     m.def("plan", &plan, py::arg("lengths").noconvert(), py::arg("capacity"), py::arg("strategy"),
-          py::arg("align"), py::arg("max_rows"));
+          py::arg("align"), py::arg("max_rows"), py::arg("threads"), py::arg("wide") = false);
     m.def("pack", &pack, py::arg("input_ids").noconvert(), py::arg("loss_mask").noconvert(),
           py::arg("offsets").noconvert(), py::arg("loss_weights").noconvert(),
           py::arg("rows").noconvert(), py::arg("bin_offsets").noconvert(),

@@ -76,12 +76,14 @@ enum class Strategy { best_fit, first_fit, in_order };
 //   first_fit  The same order of rows; the lowest-numbered bin with room.
 //   in_order   Rows by id; the last bin if there is room, otherwise a new one.
 // Where no bin fits, one is opened. Bins are numbered as opened, a bin's rows stand in order of
-// placement. A bin with max_rows rows takes no more. Throws on capacity, align or max_rows below 1,
-// and at the first row, by id, that is negative, empty or does not fit into an empty bin.
-// Fills rows [size] and the first bins + 1 (bins) of offsets [size + 1] (fill [size]); returns
-// bins. Memory is O(size), however large the capacity.
+// placement. A bin with max_rows rows takes no more. Throws on capacity, align, max_rows or threads
+// below 1, and at the first row, by id, that is negative, empty or does not fit into an empty bin.
+// Fills rows [size] and the first bins + 1 (bins) of offsets [size + 1] (fill [size]) on `threads`
+// threads; returns bins. Memory is O(size), however large the capacity. `wide`: numbers rows by
+// int64 within, as for 2^31 rows and more; the results are the same.
 int64_t plan(const int64_t* lengths, int64_t size, int64_t capacity, Strategy strategy,
-             int64_t align, int64_t max_rows, int64_t* rows, int64_t* offsets, int64_t* fill);
+             int64_t align, int64_t max_rows, int64_t threads, bool wide, int64_t* rows,
+             int64_t* offsets, int64_t* fill);
 
 // ---- pack, unpack: tokens + plan <-> bins -------------------------------------------------------
 

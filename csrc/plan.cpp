@@ -1,275 +1,519 @@
 // Owns `plan`: which rows go into which bin. Sees lengths only, never a token.
+//
+// Rows of one length are interchangeable, and so are neighbouring bins that hold the same lengths,
+// so the strategies work on classes of rows and runs of bins: they cost next to nothing a row. What
+// is left is to sort the rows by length, and to write out which of them stand where.
 
 #include <algorithm>
-#include <map>
-#include <numeric>
+#include <memory>
+#include <utility>
 #include <vector>
-
-#ifdef _MSC_VER
-#include <intrin.h>
-#endif
 
 #include "errors.h"
 #include "kernels.h"
+#include "scratch.h"
+#include "spaces.h"
+#include "threads.h"
 
 namespace turnpack {
 namespace {
 
-inline int64_t lowest_bit(uint64_t word) {
-#ifdef _MSC_VER
-    unsigned long index;
-    _BitScanForward64(&index, word);
-    return index;
-#else
-    return __builtin_ctzll(word);
-#endif
+// What a bin takes. Rows take up cells of it in units of `align`.
+struct Rule {
+    int64_t capacity;
+    int64_t align;
+    int64_t max_rows;
+
+    int64_t units() const { return capacity / align; }
+    int64_t units(int64_t length) const { return align == 1 ? length : (length - 1) / align + 1; }
+    int64_t longest() const { return units() * align; }
+};
+
+[[noreturn]] void refuse(int64_t row, int64_t length, const Rule& rule) {
+    if (length < 0) fail("row ", row, " has ", length, " tokens");
+    if (length == 0) fail("row ", row, " is empty");
+    if (rule.align == 1) {
+        fail("row ", row, " has ", length, " tokens, more than capacity ", rule.capacity);
+    }
+    // Below length + align, so it fits into 64 bits without a sign.
+    const uint64_t aligned =
+        static_cast<uint64_t>(rule.units(length)) * static_cast<uint64_t>(rule.align);
+    fail("row ", row, " has ", length, " tokens, ", aligned, " aligned to ", rule.align,
+         ", more than capacity ", rule.capacity);
 }
 
-// A set of small numbers that finds the least member from a number on, by a tree of 64-bit words.
-class NumberSet {
+// Runs work(part, begin, end) on each of `parts` fixed parts of [0, size), each on its own thread.
+template <class Work>
+void in_parts(int64_t size, int64_t parts, const Work& work) {
+    const int64_t step = size / parts, extra = size % parts;
+    in_ranges(parts, parts, [&](int64_t first, int64_t last) {
+        for (int64_t part = first; part < last; ++part) {
+            const int64_t begin = part * step + std::min(part, extra);
+            work(part, begin, begin + step + (part < extra));
+        }
+    });
+}
+
+// How many threads are worth starting for so many rows.
+int64_t worth(int64_t threads, int64_t size) { return std::min(threads, size / 32768 + 1); }
+
+// The longest length. Throws at the first row that no bin takes.
+int64_t checked_longest(const int64_t* lengths, int64_t size, const Rule& rule, int64_t threads) {
+    const int64_t parts = worth(threads, size);
+    const uint64_t limit = rule.longest();
+    std::vector<uint64_t> longest(parts, 0);
+    in_parts(size, parts, [&](int64_t part, int64_t begin, int64_t end) {
+        uint64_t most =
+            0;  // of the lengths less 1, so that 0 and what is below is beyond any limit
+        for (int64_t row = begin; row < end; ++row) {
+            most = std::max(most, static_cast<uint64_t>(lengths[row]) - 1);
+        }
+        longest[part] = most;
+    });
+    const uint64_t most = *std::max_element(longest.begin(), longest.end());
+    for (int64_t row = 0; most >= limit && row < size; ++row) {
+        if (static_cast<uint64_t>(lengths[row]) - 1 >= limit) refuse(row, lengths[row], rule);
+    }
+    return size ? static_cast<int64_t>(most + 1) : 0;
+}
+
+// The rows by falling length, equal lengths by rising id: a radix sort, of one pass where lengths
+// are small beside their number. Id: a type that can number the rows, and one number more.
+template <class Id>
+class ByLength {
   public:
-    explicit NumberSet(int64_t size) {
-        do {
-            size = (size + 63) / 64;
-            levels_.emplace_back(size, 0);
-        } while (size > 1);
-    }
-
-    void insert(int64_t number) {
-        for (auto& level : levels_) {
-            level[number >> 6] |= uint64_t{1} << (number & 63);
-            number >>= 6;
+    // Throws at the first row that no bin takes.
+    ByLength(const int64_t* lengths, int64_t size, const Rule& rule, int64_t threads)
+        : lengths_(lengths), size_(size), order_(size) {
+        // Counts of more values than this would cost more than the rows.
+        const int64_t values = std::clamp<int64_t>(4 * size, 1 << 12, 1 << 18);
+        const int64_t parts = worth(threads, size);
+        const auto row_itself = [](int64_t k) { return static_cast<Id>(k); };
+        const auto whole = [=](Id row) { return static_cast<uint64_t>(lengths[row]) - 1; };
+        if (rule.longest() <= values) {
+            const int64_t wrong = pass(parts, rule.longest(), row_itself, whole, order_.data());
+            if (wrong < size) refuse(wrong, lengths[wrong], rule);
+            return;
         }
-    }
-
-    void erase(int64_t number) {
-        for (auto& level : levels_) {
-            if (level[number >> 6] &= ~(uint64_t{1} << (number & 63))) return;
-            number >>= 6;
+        const int64_t longest = checked_longest(lengths, size, rule, threads);
+        if (longest <= values) {
+            pass(parts, longest, row_itself, whole, order_.data());
+            return;
         }
-    }
-
-    // -1 if there is none.
-    int64_t least_from(int64_t number) const {
-        for (size_t level = 0; level < levels_.size(); ++level) {
-            if (number >> 6 >= static_cast<int64_t>(levels_[level].size())) return -1;
-            const uint64_t word = levels_[level][number >> 6] >> (number & 63);
-            if (word) {
-                number += lowest_bit(word);
-                while (level-- > 0) number = number * 64 + lowest_bit(levels_[level][number]);
-                return number;
+        int64_t bits = 1, most = 1;
+        while (bits < 63 && (longest - 1) >> bits) ++bits;
+        while (int64_t{2} << most <= values) ++most;
+        const int64_t passes = (bits - 1) / most + 1, width = (bits - 1) / passes + 1;
+        Scratch<Id> from(size);
+        for (int64_t shift = 0; shift < passes * width; shift += width) {
+            const auto digit = [=](Id row) {
+                return static_cast<uint64_t>(lengths[row] - 1) >> shift & ((1 << width) - 1);
+            };
+            if (shift == 0) {
+                pass(parts, 1 << width, row_itself, digit, order_.data());
+            } else {
+                std::swap(order_, from);
+                const Id* rows = from.data();
+                pass(parts, 1 << width, [=](int64_t k) { return rows[k]; }, digit, order_.data());
             }
-            number = (number >> 6) + 1;
         }
-        return -1;
+        ends_.clear();
+    }
+
+    const Id* rows() const { return order_.data(); }
+
+    // Calls visit(length, begin, end) for each length there is, longest first: the rows from
+    // `begin` to before `end` in this order have it.
+    template <class Visit>
+    void each_length(const Visit& visit) const {
+        if (ends_.empty()) {
+            for (int64_t begin = 0, end; begin < size_; begin = end) {
+                const int64_t length = lengths_[order_[begin]];
+                end = begin;
+                while (end < size_ && lengths_[order_[end]] == length) ++end;
+                visit(length, begin, end);
+            }
+        } else {
+            int64_t begin = 0;
+            for (int64_t length = ends_.size(); begin < size_; --length) {
+                const int64_t end = ends_[length - 1];
+                if (begin < end) visit(length, begin, end);
+                begin = end;
+            }
+        }
     }
 
   private:
-    std::vector<std::vector<uint64_t>> levels_;
-};
-
-struct Queue {
-    int64_t head = -1;
-    int64_t tail = -1;
-};
-
-// The two ways to find the least space, one rule: SmallSpaces takes memory by the capacity and is
-// fast, AnySpaces by the bins.
-class SmallSpaces {
-  public:
-    explicit SmallSpaces(int64_t capacity) : numbers_(capacity + 1), queues_(capacity + 1) {}
-    int64_t least_from(int64_t space) const { return numbers_.least_from(space); }
-    Queue& queue(int64_t space) { return queues_[space]; }
-    void insert(int64_t space) { numbers_.insert(space); }
-    void erase(int64_t space) { numbers_.erase(space); }
-
-  private:
-    NumberSet numbers_;
-    std::vector<Queue> queues_;
-};
-
-class AnySpaces {
-  public:
-    int64_t least_from(int64_t space) const {
-        const auto found = queues_.lower_bound(space);
-        return found == queues_.end() ? -1 : found->first;
+    // Puts the rows by falling digit, those of one digit as they were. Where a digit is not below
+    // `values`, the place of the first such row is returned and nothing written; otherwise size.
+    // Leaves in ends_ where the rows of each digit end.
+    template <class RowAt, class DigitOf>
+    int64_t pass(int64_t parts, int64_t values, const RowAt& row_at, const DigitOf& digit_of,
+                 Id* to) {
+        std::vector<std::vector<Id>> next(parts);
+        std::vector<int64_t> wrong(parts, size_);
+        in_parts(size_, parts, [&](int64_t part, int64_t begin, int64_t end) {
+            std::vector<Id>& counts = next[part];
+            counts.assign(values, 0);
+            for (int64_t k = begin; k < end; ++k) {
+                const uint64_t digit = digit_of(row_at(k));
+                if (digit >= static_cast<uint64_t>(values)) {
+                    wrong[part] = k;
+                    return;
+                }
+                ++counts[digit];
+            }
+        });
+        const int64_t first_wrong = *std::min_element(wrong.begin(), wrong.end());
+        if (first_wrong < size_) return first_wrong;
+        Id before = 0;
+        for (int64_t digit = values; digit-- > 0;) {
+            for (std::vector<Id>& counts : next) before += std::exchange(counts[digit], before);
+        }
+        // A row's place is in a cache line that is hardly ever at hand, so it is fetched ahead.
+        constexpr int64_t kAhead = 64;
+        in_parts(size_, parts, [&](int64_t part, int64_t begin, int64_t end) {
+            Id* places = next[part].data();
+            int64_t k = begin;
+            for (; k + kAhead < end; ++k) {
+                prefetch_to_write(to + places[digit_of(row_at(k + kAhead))]);
+                const Id row = row_at(k);
+                to[places[digit_of(row)]++] = row;
+            }
+            for (; k < end; ++k) {
+                const Id row = row_at(k);
+                to[places[digit_of(row)]++] = row;
+            }
+        });
+        ends_ = std::move(next.back());
+        return size_;
     }
-    Queue& queue(int64_t space) { return queues_[space]; }
-    void insert(int64_t) {}
-    void erase(int64_t space) { queues_.erase(space); }
 
-  private:
-    std::map<int64_t, Queue> queues_;
+    const int64_t* lengths_;
+    int64_t size_;
+    Scratch<Id> order_;
+    std::vector<Id> ends_;  // by length - 1; empty after a sort of several passes
 };
 
-// Bins as they fill up. Which bin holds the k-th placed row is kept aside; `finish` groups the rows
-// by bin, which keeps the order of placement.
+// `each` rows in each bin from number `bin` on; `begin`: where those of that bin are in the order
+// of rows, the others after them. `before`: what was placed into these bins before.
+template <class Id>
+struct Piece {
+    Id begin, bin, each, before;
+};
+
+// Bins next to each other that hold as many rows of the same lengths.
+template <class Id>
+struct Run {
+    int64_t space, fill;
+    Id bin, size;  // the first, and how many
+    Id rows;       // in each
+    Id piece;      // the last, or none
+    Id behind;     // the next run in a queue
+    Id next;       // the run of the bins after these
+};
+
+template <class Id>
 class Bins {
   public:
-    Bins(int64_t max_rows, int64_t* offsets, int64_t* fill, int64_t size)
-        : max_rows_(max_rows), counts_(offsets + 1), fill_(fill) {
-        placed_.reserve(size);
+    static constexpr Id kNone = static_cast<Id>(-1);
+
+    explicit Bins(const Rule& rule) : rule_(rule) {}
+
+    Run<Id>& operator[](Id run) { return runs_[run]; }
+
+    Id open(int64_t size) {
+        const Id run = static_cast<Id>(runs_.size());
+        if (run > 0) runs_[last_].next = run;
+        runs_.push_back({rule_.units(), 0, static_cast<Id>(bins_), static_cast<Id>(size), 0, kNone,
+                         kNone, kNone});
+        bins_ += size;
+        return last_ = run;
     }
 
-    int64_t open() {
-        counts_[bins_] = fill_[bins_] = 0;
-        return bins_++;
+    // Cuts a run after `size` bins; returns the rest, in all else like it.
+    Id split(Id run, int64_t size) {
+        const Id rest = static_cast<Id>(runs_.size());
+        runs_.push_back(runs_[run]);
+        runs_[rest].bin += static_cast<Id>(size);
+        runs_[rest].size -= static_cast<Id>(size);
+        runs_[run].size = static_cast<Id>(size);
+        runs_[run].next = rest;
+        if (last_ == run) last_ = rest;
+        return rest;
     }
-    void place(int64_t bin, int64_t length) {
-        placed_.push_back(bin);
-        ++counts_[bin];
-        fill_[bin] += length;
+
+    // How many of `count` rows of so many units each bin of the run takes; none if it is closed.
+    int64_t each(Id run, int64_t units, int64_t count) const {
+        return std::min({runs_[run].space / units, rule_.max_rows - runs_[run].rows, count});
     }
-    bool is_closed(int64_t bin) const { return counts_[bin] == max_rows_; }
+
+    // Puts `each` rows into each bin; returns how many that are.
+    int64_t place(Id run, int64_t each, int64_t length, int64_t begin) {
+        Run<Id>& into = runs_[run];
+        pieces_.push_back({static_cast<Id>(begin), into.bin, static_cast<Id>(each), into.piece});
+        into.piece = static_cast<Id>(pieces_.size() - 1);
+        into.rows += static_cast<Id>(each);
+        into.fill += each * length;
+        into.space -= each * rule_.units(length);
+        if (into.rows == rule_.max_rows) into.space = 0;
+        return each * into.size;
+    }
+
     int64_t size() const { return bins_; }
 
-    // Turns counts into offsets and writes the rows, given in order of placement.
-    int64_t finish(const std::vector<int64_t>& order, int64_t* rows, int64_t* offsets) const {
+    void write(const Id* order, int64_t size, int64_t threads, int64_t* rows, int64_t* offsets,
+               int64_t* fill) const {
+        std::vector<Id> in_order;  // the runs by bin, and where their rows begin
+        std::vector<int64_t> starts;
+        in_order.reserve(runs_.size());
+        starts.reserve(runs_.size());
+        int64_t start = 0;
+        for (Id run = bins_ ? 0 : kNone; run != kNone; run = runs_[run].next) {
+            in_order.push_back(run);
+            starts.push_back(start);
+            start += static_cast<int64_t>(runs_[run].rows) * runs_[run].size;
+        }
         offsets[0] = 0;
-        std::partial_sum(offsets, offsets + bins_ + 1, offsets);
-        std::vector<int64_t> next(offsets, offsets + bins_);
-        for (size_t k = 0; k < order.size(); ++k) rows[next[placed_[k]]++] = order[k];
-        return bins_;
+        in_ranges(size, worth(threads, size), [&](int64_t begin, int64_t end) {
+            std::vector<Piece<Id>> pieces;
+            size_t at = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin();
+            if (at > 0) --at;
+            for (; at < starts.size() && starts[at] < end; ++at) {
+                const Run<Id>& run = runs_[in_order[at]];
+                // Those of its bins that begin within [begin, end).
+                const int64_t each = run.rows;
+                const auto until = [&](int64_t row) {
+                    const int64_t rows = std::max<int64_t>(row - starts[at], 0);
+                    return std::min<int64_t>((rows + each - 1) / each, run.size);
+                };
+                write_bins(run, until(begin), until(end), starts[at], order, pieces, rows, offsets,
+                           fill);
+            }
+        });
     }
 
   private:
-    int64_t max_rows_;
-    int64_t* counts_;
-    int64_t* fill_;
+    void write_bins(const Run<Id>& run, int64_t bin, int64_t end, int64_t start, const Id* order,
+                    std::vector<Piece<Id>>& pieces, int64_t* rows, int64_t* offsets,
+                    int64_t* fill) const {
+        pieces.clear();
+        for (Id piece = run.piece; piece != kNone; piece = pieces_[piece].before) {
+            pieces.push_back(pieces_[piece]);
+        }
+        const int64_t each = run.rows;
+        // A piece after the other, for as many bins as stay in the nearest cache meanwhile.
+        const int64_t block = std::max<int64_t>(1, 1024 / each);
+        for (int64_t next; bin < end; bin = next) {
+            next = std::min(bin + block, end);
+            int64_t* to = rows + start + bin * each;
+            for (size_t k = pieces.size(); k-- > 0;) {
+                const Piece<Id>& piece = pieces[k];
+                const int64_t of_bin = piece.each;
+                const Id* from = order + piece.begin + (run.bin + bin - piece.bin) * of_bin;
+                if (of_bin == 1) {
+                    for (int64_t i = 0; i < next - bin; ++i) to[i * each] = from[i];
+                } else {
+                    for (int64_t i = 0; i < next - bin; ++i) {
+                        for (int64_t j = 0; j < of_bin; ++j)
+                            to[i * each + j] = from[i * of_bin + j];
+                    }
+                }
+                to += of_bin;
+            }
+            for (int64_t i = bin; i < next; ++i) {
+                offsets[run.bin + i + 1] = start + (i + 1) * each;
+                fill[run.bin + i] = run.fill;
+            }
+        }
+    }
+
+    Rule rule_;
+    std::vector<Run<Id>> runs_;
+    std::vector<Piece<Id>> pieces_;
     int64_t bins_ = 0;
-    std::vector<int64_t> placed_;
+    Id last_ = 0;  // the run of the last bins
 };
 
-// What the strategies work on: rows in the order they are placed in and the cells they take up,
-// counted in units of `align`.
-struct Rows {
-    const int64_t* lengths;
-    std::vector<int64_t> order;
-    int64_t align;
+// The longest-waiting bin of the least sufficient space takes as many rows of a length as it can:
+// while it has room for one more it stays the tightest, alone with its new space.
+template <class Id, class Spaces>
+void best_fit(const ByLength<Id>& order, const Rule& rule, Spaces spaces, Bins<Id>& bins) {
+    order.each_length([&](int64_t length, int64_t begin, int64_t end) {
+        const int64_t units = rule.units(length);
+        while (begin < end) {
+            const int64_t space = spaces.least_from(units);
+            Id run;
+            int64_t each;
+            if (space < 0) {
+                each = std::min({rule.units() / units, rule.max_rows, end - begin});
+                run = bins.open((end - begin) / each);
+            } else {
+                Queue<Id>& queue = spaces.queue(space);
+                run = queue.head;
+                each = bins.each(run, units, end - begin);
+                const int64_t size = (end - begin) / each;
+                if (size < static_cast<int64_t>(bins[run].size)) {
+                    queue.head = bins.split(run, size);
+                    if (queue.tail == run) queue.tail = queue.head;
+                } else if (queue.tail == run) {
+                    spaces.erase(space);
+                } else {
+                    queue.head = bins[run].behind;
+                }
+            }
+            begin += bins.place(run, each, length, begin);
+            const int64_t left = bins[run].space;
+            if (left == 0) continue;
+            if (spaces.has(left)) {
+                Queue<Id>& queue = spaces.queue(left);
+                bins[queue.tail].behind = run;
+                queue.tail = run;
+            } else {
+                spaces.insert(left, run);
+            }
+        }
+    });
+}
 
-    int64_t length(size_t k) const { return lengths[order[k]]; }
-    int64_t units(int64_t length) const { return align == 1 ? length : (length - 1) / align + 1; }
+// The space of runs, at the number of their first bin, under a tree of maxima.
+class Leftmost {
+  public:
+    // Makes room for so many bins.
+    void resize(int64_t size) {
+        for (size_t level = 0; level == 0 || size > 1; ++level) {
+            if (level == levels_.size()) levels_.push_back({level ? highest(level, 0) : 0});
+            size = (size + kWidth - 1) / kWidth;
+            levels_[level].resize(size * kWidth, 0);
+        }
+    }
+
+    void set(int64_t bin, int64_t space) {
+        levels_[0][bin] = space;
+        for (size_t level = 1; level < levels_.size(); ++level) {
+            bin /= kWidth;
+            const int64_t most = highest(level, bin);
+            if (levels_[level][bin] == most) return;
+            levels_[level][bin] = most;
+        }
+    }
+
+    // The first from `bin` on with so much space, -1 if there is none.
+    int64_t first_from(int64_t bin, int64_t space) const {
+        size_t level = 0;
+        for (;; ++level) {
+            if (level == levels_.size()) return -1;
+            const std::vector<int64_t>& spaces = levels_[level];
+            if (bin >= static_cast<int64_t>(spaces.size())) return -1;
+            const int64_t end = (bin / kWidth + 1) * kWidth;
+            while (bin < end && spaces[bin] < space) ++bin;
+            if (bin < end) break;
+            bin = end / kWidth;
+        }
+        while (level-- > 0) {
+            bin *= kWidth;
+            while (levels_[level][bin] < space) ++bin;
+        }
+        return bin;
+    }
+
+  private:
+    static constexpr int64_t kWidth = 8;
+
+    int64_t highest(size_t level, int64_t node) const {
+        const int64_t* children = levels_[level - 1].data() + node * kWidth;
+        return *std::max_element(children, children + kWidth);
+    }
+
+    std::vector<std::vector<int64_t>> levels_;
 };
 
-// Longest first, equal lengths by rising row id.
-std::vector<int64_t> by_falling_length(const int64_t* lengths, int64_t size) {
-    std::vector<int64_t> order(size);
-    const int64_t longest = size ? *std::max_element(lengths, lengths + size) : 0;
-    if (longest <= 65536 || longest / 4 <= size) {
-        std::vector<int64_t> next(longest + 1, 0);
-        for (int64_t row = 0; row < size; ++row) ++next[longest - lengths[row]];
-        std::exclusive_scan(next.begin(), next.end(), next.begin(), int64_t{0});
-        for (int64_t row = 0; row < size; ++row) order[next[longest - lengths[row]]++] = row;
+// From left to right, each bin with room takes as many rows of a length as it can.
+template <class Id>
+void first_fit(const ByLength<Id>& order, const Rule& rule, Bins<Id>& bins) {
+    Leftmost spaces;
+    std::vector<Id> run_at;  // by the number of a run's first bin
+    const auto stands = [&](Id run) {
+        run_at[bins[run].bin] = run;
+        spaces.set(bins[run].bin, bins[run].space);
+    };
+    order.each_length([&](int64_t length, int64_t begin, int64_t end) {
+        const int64_t units = rule.units(length);
+        int64_t bin = 0;
+        while (begin < end) {
+            if (bin >= 0) bin = spaces.first_from(bin, units);
+            Id run;
+            int64_t each;
+            if (bin < 0) {
+                each = std::min({rule.units() / units, rule.max_rows, end - begin});
+                run = bins.open((end - begin) / each);
+                run_at.resize(bins.size());
+                spaces.resize(bins.size());
+            } else {
+                run = run_at[bin];
+                each = bins.each(run, units, end - begin);
+                const int64_t size = (end - begin) / each;
+                if (size < static_cast<int64_t>(bins[run].size)) stands(bins.split(run, size));
+            }
+            begin += bins.place(run, each, length, begin);
+            stands(run);
+        }
+    });
+}
+
+int64_t in_order(const int64_t* lengths, int64_t size, const Rule& rule, int64_t* rows,
+                 int64_t* offsets, int64_t* fill) {
+    int64_t bins = 0, space = 0, placed = 0;
+    for (int64_t row = 0; row < size; ++row) {
+        const int64_t units = rule.units(lengths[row]);
+        if (bins == 0 || units > space || placed == rule.max_rows) {
+            offsets[bins] = row;
+            fill[bins++] = 0;
+            space = rule.units();
+            placed = 0;
+        }
+        rows[row] = row;
+        fill[bins - 1] += lengths[row];
+        space -= units;
+        ++placed;
+    }
+    offsets[bins] = size;
+    return bins;
+}
+
+template <class Id>
+int64_t decreasing(const int64_t* lengths, int64_t size, const Rule& rule, Strategy strategy,
+                   int64_t threads, int64_t* rows, int64_t* offsets, int64_t* fill) {
+    const ByLength<Id> order(lengths, size, rule, threads);
+    Bins<Id> bins(rule);
+    if (strategy == Strategy::first_fit) {
+        first_fit(order, rule, bins);
+    } else if (rule.units() <= 1 << 18 || rule.units() / 4 <= size) {
+        best_fit(order, rule, SmallSpaces<Id>(rule.units()), bins);
     } else {
-        std::iota(order.begin(), order.end(), 0);
-        std::stable_sort(order.begin(), order.end(),
-                         [=](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
+        best_fit(order, rule, AnySpaces<Id>(), bins);
     }
-    return order;
-}
-
-template <class Spaces>
-void best_fit(const Rows& rows, int64_t capacity, Spaces spaces, Bins& bins) {
-    std::vector<int64_t> behind;  // the next bin in a bin's queue
-    for (size_t k = 0; k < rows.order.size(); ++k) {
-        const int64_t length = rows.length(k), units = rows.units(length);
-        int64_t space = spaces.least_from(units), bin;
-        if (space < 0) {
-            space = capacity;
-            bin = bins.open();
-            behind.push_back(-1);
-        } else {
-            Queue& queue = spaces.queue(space);
-            bin = queue.head;
-            queue.head = behind[bin];
-            if (queue.head < 0) spaces.erase(space);
-        }
-        bins.place(bin, length);
-        space -= units;
-        if (space == 0 || bins.is_closed(bin)) continue;
-        Queue& queue = spaces.queue(space);
-        behind[bin] = -1;
-        if (queue.head < 0) {
-            spaces.insert(space);
-            queue.head = bin;
-        } else {
-            behind[queue.tail] = bin;
-        }
-        queue.tail = bin;
-    }
-}
-
-void first_fit(const Rows& rows, int64_t capacity, Bins& bins) {
-    // A tree of maxima over the space of all bins there can be. A bin not opened yet has all of it,
-    // so the leftmost with room is an open bin or the next to open, and there always is one.
-    size_t leaves = 1;
-    while (leaves < rows.order.size()) leaves *= 2;
-    std::vector<int64_t> space(2 * leaves, capacity);
-    for (size_t k = 0; k < rows.order.size(); ++k) {
-        const int64_t length = rows.length(k), units = rows.units(length);
-        size_t node = 1;
-        while (node < leaves) node = 2 * node + (space[2 * node] < units);
-        const int64_t bin = static_cast<int64_t>(node - leaves);
-        if (bin == bins.size()) bins.open();
-        bins.place(bin, length);
-        space[node] = bins.is_closed(bin) ? 0 : space[node] - units;
-        while (node /= 2) space[node] = std::max(space[2 * node], space[2 * node + 1]);
-    }
-}
-
-void in_order(const Rows& rows, int64_t capacity, Bins& bins) {
-    int64_t space = 0;
-    for (size_t k = 0; k < rows.order.size(); ++k) {
-        const int64_t length = rows.length(k), units = rows.units(length);
-        if (bins.size() == 0 || units > space || bins.is_closed(bins.size() - 1)) {
-            bins.open();
-            space = capacity;
-        }
-        bins.place(bins.size() - 1, length);
-        space -= units;
-    }
+    bins.write(order.rows(), size, threads, rows, offsets, fill);
+    return bins.size();
 }
 
 }  // namespace
 
 int64_t plan(const int64_t* lengths, int64_t size, int64_t capacity, Strategy strategy,
-             int64_t align, int64_t max_rows, int64_t* rows, int64_t* offsets, int64_t* fill) {
+             int64_t align, int64_t max_rows, int64_t threads, bool wide, int64_t* rows,
+             int64_t* offsets, int64_t* fill) {
     if (capacity < 1) fail("capacity is ", capacity, ", less than 1");
     if (align < 1) fail("align is ", align, ", less than 1");
     if (max_rows < 1) fail("max_rows is ", max_rows, ", less than 1");
-    Rows placing{lengths, {}, align};
-    const int64_t units = capacity / align;
-    for (int64_t row = 0; row < size; ++row) {
-        const int64_t length = lengths[row];
-        if (length < 0) fail("row ", row, " has ", length, " tokens");
-        if (length == 0) fail("row ", row, " is empty");
-        const int64_t wanted = placing.units(length);
-        if (wanted <= units) continue;
-        if (align == 1)
-            fail("row ", row, " has ", length, " tokens, more than capacity ", capacity);
-        // Below length + align, so it fits into 64 bits without a sign.
-        const uint64_t aligned = static_cast<uint64_t>(wanted) * static_cast<uint64_t>(align);
-        fail("row ", row, " has ", length, " tokens, ", aligned, " aligned to ", align,
-             ", more than capacity ", capacity);
-    }
-
+    if (threads < 1) fail("threads is ", threads, ", less than 1");
+    const Rule rule{capacity, align, max_rows};
     if (strategy == Strategy::in_order) {
-        placing.order.resize(size);
-        std::iota(placing.order.begin(), placing.order.end(), 0);
-    } else {
-        placing.order = by_falling_length(lengths, size);
+        checked_longest(lengths, size, rule, threads);
+        return in_order(lengths, size, rule, rows, offsets, fill);
     }
-    Bins bins(max_rows, offsets, fill, size);
-    if (strategy == Strategy::in_order) {
-        in_order(placing, units, bins);
-    } else if (strategy == Strategy::first_fit) {
-        first_fit(placing, units, bins);
-    } else if (units <= 65536 || units / 4 <= size) {
-        best_fit(placing, units, SmallSpaces(units), bins);
-    } else {
-        best_fit(placing, units, AnySpaces(), bins);
-    }
-    return bins.finish(placing.order, rows, offsets);
+    return wide || size >= int64_t{1} << 31
+               ? decreasing<int64_t>(lengths, size, rule, strategy, threads, rows, offsets, fill)
+               : decreasing<int32_t>(lengths, size, rule, strategy, threads, rows, offsets, fill);
 }
 
 }  // namespace turnpack

@@ -29,10 +29,16 @@ def pack_by_lanes(lanes: int) -> Any:
     return pack
 
 
+def plan_wide(lengths, capacity, *, strategy="best_fit", align=1, max_rows=None, threads=1) -> Any:
+    """kernels.plan by the form for 2**31 rows and more."""
+    return kernels._plan(lengths, capacity, strategy, align, max_rows, threads, wide=True)
+
+
 IMPLEMENTATIONS = {
     "reference": reference,
     "core": kernels,
     "core-lanes": SimpleNamespace(pack=pack_by_lanes(7)),
+    "core-wide": SimpleNamespace(plan=plan_wide),
 }
 
 

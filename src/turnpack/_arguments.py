@@ -108,8 +108,13 @@ def mask_markers(
 
 
 def plan(
-    lengths: object, capacity: object, strategy: object, align: object, max_rows: object
-) -> tuple[Int64s, int, str, int, int]:
+    lengths: object,
+    capacity: object,
+    strategy: object,
+    align: object,
+    max_rows: object,
+    threads: object,
+) -> tuple[Int64s, int, str, int, int, int]:
     """All of them in this order; without max_rows as many as there can be."""
     return (
         _checks.indices("lengths", lengths),
@@ -117,6 +122,7 @@ def plan(
         _checks.choice("strategy", strategy, STRATEGIES),
         _checks.number("align", align),
         int(np.iinfo(np.int64).max) if max_rows is None else _checks.number("max_rows", max_rows),
+        _checks.number("threads", threads),
     )
 
 

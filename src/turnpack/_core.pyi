@@ -34,7 +34,13 @@ def mask_markers(
     include_end: bool,
 ) -> _Mask: ...
 def plan(
-    lengths: Int64s, capacity: int, strategy: str, align: int, max_rows: int
+    lengths: Int64s,
+    capacity: int,
+    strategy: str,
+    align: int,
+    max_rows: int,
+    threads: int,
+    wide: bool = False,
 ) -> tuple[Int64s, Int64s, Int64s]: ...
 def pack(
     input_ids: Ids,

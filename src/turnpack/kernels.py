@@ -168,6 +168,7 @@ def plan(
     strategy: Literal["best_fit", "first_fit", "in_order"] = "best_fit",
     align: int = 1,
     max_rows: int | None = None,
+    threads: int = 1,
 ) -> Plan:
     """Which rows share a bin of `capacity` tokens; `lengths` `[rows]` in tokens.
 
@@ -178,10 +179,11 @@ def plan(
 
     With `align`, a row takes up its length rounded up to a multiple of it, so that whoever pads
     each document to one stays within capacity; `fill` and `utilization` count tokens all the same
-    (and `pack` puts rows back to back). `max_rows`: rows a bin may have.
+    (and `pack` puts rows back to back). `max_rows`: rows a bin may have. The plan is the same for
+    any number of `threads`.
 
     Raises ValueError for a row that is empty, negative or longer than capacity (the first such
-    row), and for a capacity, align or max_rows below 1.
+    row), and for a capacity, align, max_rows or threads below 1.
 
     >>> made = plan([5, 3, 7, 2], 10)
     >>> [made.rows[a:b].tolist() for a, b in zip(made.offsets, made.offsets[1:])]
@@ -189,8 +191,21 @@ def plan(
     >>> made.fill.tolist(), made.utilization
     ([10, 7], 0.85)
     """
-    checked = _arguments.plan(lengths, capacity, strategy, align, max_rows)
-    rows, offsets, fill = _core.plan(*checked)
+    return _plan(lengths, capacity, strategy, align, max_rows, threads, wide=False)
+
+
+def _plan(
+    lengths: Indices,
+    capacity: int,
+    strategy: str,
+    align: int,
+    max_rows: int | None,
+    threads: int,
+    wide: bool,
+) -> Plan:
+    """As `plan`; with `wide`, by the form for 2**31 rows and more (for tests)."""
+    checked = _arguments.plan(lengths, capacity, strategy, align, max_rows, threads)
+    rows, offsets, fill = _core.plan(*checked, wide)
     return trusted(Plan, rows, offsets, fill, checked[1])
 
 

@@ -179,14 +179,13 @@ def plan(
     strategy: Literal["best_fit", "first_fit", "in_order"] = "best_fit",
     align: int = 1,
     max_rows: int | None = None,
+    threads: int = 1,
 ) -> Plan:
-    """As kernels.plan."""
-    widened, capacity, rule, align, most = _arguments.plan(
-        lengths, capacity, strategy, align, max_rows
+    """As kernels.plan, on one thread."""
+    widened, capacity, rule, align, most, threads = _arguments.plan(
+        lengths, capacity, strategy, align, max_rows, threads
     )
-    for name, value in (("capacity", capacity), ("align", align), ("max_rows", most)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}, less than 1")
+    _at_least_one(capacity=capacity, align=align, max_rows=most, threads=threads)
     sizes = widened.tolist()
     cells = [-(-size // align) * align for size in sizes]  # rounded up
     for row, size in enumerate(sizes):
@@ -213,6 +212,12 @@ def plan(
         np.array([sum(sizes[row] for row in rows) for rows in bins], np.int64),
         capacity,
     )
+
+
+def _at_least_one(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}, less than 1")
 
 
 def _best_fit(order: Iterable[int], cells: list[int], capacity: int, most: int) -> list[list[int]]:
