@@ -22,7 +22,7 @@ HEADERS = sorted(glob("csrc/*.h"))
 
 core = Pybind11Extension(  # adds -fvisibility=hidden
     "turnpack._core",
-    ["csrc/bind_core.cpp", "csrc/concat.cpp", "csrc/mask.cpp", "csrc/pack.cpp", "csrc/plan.cpp"],
+    [f"csrc/{name}.cpp" for name in ("bind_core", "concat", "mask", "pack", "plan", "planner")],
     depends=HEADERS,
     cxx_std=17,
     extra_compile_args=[*compile_args],

@@ -110,4 +110,16 @@ class AnySpaces {
     std::map<int64_t, Queue<Id>> queues_;
 };
 
+// Calls work(spaces) with the way that suits bins of so many units and so many rows.
+template <class Id, class Work>
+void with_spaces(int64_t units, int64_t rows, const Work& work) {
+    if (units <= 1 << 18 || units / 4 <= rows) {
+        SmallSpaces<Id> spaces(units);
+        work(spaces);
+    } else {
+        AnySpaces<Id> spaces;
+        work(spaces);
+    }
+}
+
 }  // namespace turnpack
