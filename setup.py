@@ -17,11 +17,26 @@ else:
 
 # Neither pickles nor Python-visible leftovers: the module holds what its stub names.
 DIRECTIVES = {"language_level": 3, "auto_pickle": False, "autotestdict": False}
-HEADERS = ["csrc/errors.h", "csrc/index.h", "csrc/kernels.h"]
+HEADERS = [
+    "csrc/errors.h",
+    "csrc/index.h",
+    "csrc/kernels.h",
+    "csrc/machine.h",
+    "csrc/stream.h",
+    "csrc/threads.h",
+]
+SOURCES = [
+    "csrc/bind_core.cpp",
+    "csrc/concat.cpp",
+    "csrc/machine.cpp",
+    "csrc/mask.cpp",
+    "csrc/pack.cpp",
+    "csrc/plan.cpp",
+]
 
 core = Pybind11Extension(  # adds -fvisibility=hidden
     "turnpack._core",
-    ["csrc/bind_core.cpp", "csrc/concat.cpp", "csrc/mask.cpp", "csrc/pack.cpp", "csrc/plan.cpp"],
+    SOURCES,
     depends=HEADERS,
     cxx_std=17,
     extra_compile_args=[*compile_args],

@@ -13,6 +13,7 @@
 
 #include "errors.h"
 #include "kernels.h"
+#include "machine.h"
 
 namespace py = pybind11;
 
@@ -199,15 +200,13 @@ py::tuple unpack(const Array<Int>& input_ids, const Array<Int>& labels, const Of
     Array<int32_t> ids(tokens);
     Array<uint8_t> mask(tokens);
     py::object weights = py::none();
-    int32_t* ids_to = ids.mutable_data();
-    uint8_t* mask_to = mask.mutable_data();
-    float* weights_to = nullptr;
+    UnpackOut out{ids.mutable_data(), mask.mutable_data(), nullptr};
     if (loss_weights) {
         Array<float> gathered(tokens);
-        weights_to = gathered.mutable_data();
+        out.loss_weights = gathered.mutable_data();
         weights = gathered;
     }
-    unlocked([&] { turnpack::unpack(in, threads, ids_to, mask_to, weights_to); });
+    unlocked([&] { turnpack::unpack(in, out, threads); });
     return py::make_tuple(ids, mask, offsets, order, weights);
 }
 
@@ -243,6 +242,10 @@ PYBIND11_MODULE(_core, m) {
           py::arg("wide"), py::arg("out"), py::arg("threads"), py::arg("lanes") = 0);
     def_unpack<int32_t>(m);
     def_unpack<int64_t>(m);
+    m.def("isa", &isa_name);
+    m.def("set_isa", &set_isa, py::arg("name"));
+    m.def("stream_from", &stream_from);
+    m.def("set_stream_from", &set_stream_from, py::arg("bytes"));
 }
 
 }  // namespace turnpack::binding

@@ -130,11 +130,15 @@ struct UnpackIn {
     int64_t rows;
 };
 
-// Gathers the rows on `threads` threads; a token is a target where its label is not -100.
-// loss_weights may be null. Throws at the first id, in order of output, beyond int32.
-void unpack(const UnpackIn<int32_t>& in, int64_t threads, int32_t* input_ids, uint8_t* loss_mask,
-            float* loss_weights);
-void unpack(const UnpackIn<int64_t>& in, int64_t threads, int32_t* input_ids, uint8_t* loss_mask,
-            float* loss_weights);
+struct UnpackOut {
+    int32_t* input_ids;  // [n], as all of them
+    uint8_t* loss_mask;
+    float* loss_weights;  // or null
+};
+
+// Gathers the rows on `threads` threads; a token is a target where its label is not -100. Throws at
+// the first id, in order of output, beyond int32.
+void unpack(const UnpackIn<int32_t>& in, const UnpackOut& out, int64_t threads);
+void unpack(const UnpackIn<int64_t>& in, const UnpackOut& out, int64_t threads);
 
 }  // namespace turnpack

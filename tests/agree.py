@@ -3,12 +3,17 @@
 Knows no verb in particular.
 """
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from turnpack import kernels, reference
+from turnpack import _core, kernels, reference
+
+ISAS = ("scalar", "avx2", "avx512")
+# The verbs that have a form for each instruction set and a streaming one.
+TUNED = ("concat", "mask_spans", "mask_markers", "pack", "unpack")
 
 
 def pack_by_lanes(lanes: int) -> Any:
@@ -29,11 +34,50 @@ def pack_by_lanes(lanes: int) -> Any:
     return pack
 
 
+@contextmanager
+def machine(isa: str, stream_from: int) -> Any:
+    """The core as on a machine of this instruction set, streaming outputs of so many bytes on."""
+    before = _core.isa(), _core.stream_from()
+    _core.set_isa(isa)
+    _core.set_stream_from(stream_from)
+    try:
+        yield
+    finally:
+        _core.set_isa(before[0])
+        _core.set_stream_from(before[1])
+
+
+def has(isa: str) -> bool:
+    try:
+        with machine(isa, 0):
+            return True
+    except ValueError:
+        return False
+
+
+def core_on(isa: str, stream_from: int) -> Any:
+    def form_of(verb: str) -> Any:
+        def form(*args: Any, **kwargs: Any) -> Any:
+            with machine(isa, stream_from):
+                return getattr(kernels, verb)(*args, **kwargs)
+
+        return form
+
+    return SimpleNamespace(**{verb: form_of(verb) for verb in TUNED})
+
+
 IMPLEMENTATIONS = {
     "reference": reference,
     "core": kernels,
     "core-lanes": SimpleNamespace(pack=pack_by_lanes(7)),
 }
+ABSENT = {}  # name of a form: the instruction set that this machine lacks
+for isa in ISAS:
+    forms = {f"core-{isa}": 2**63 - 1, f"core-{isa}-streamed": 0}
+    if has(isa):
+        IMPLEMENTATIONS |= {name: core_on(isa, bound) for name, bound in forms.items()}
+    else:
+        ABSENT |= dict.fromkeys(forms, isa)
 
 
 def implementations(verb: str) -> dict[str, Any]:

@@ -1,4 +1,9 @@
-"""Owns the fixture `impl`: tests/test_<verb>.py runs once on each implementation of its verb."""
+"""Owns the fixture `impl`: tests/test_<verb>.py runs once on each implementation of its verb.
+
+A form for an instruction set that this machine lacks is skipped, and the skip says which.
+"""
+
+import pytest
 
 import agree
 
@@ -6,5 +11,12 @@ import agree
 def pytest_generate_tests(metafunc):
     if "impl" in metafunc.fixturenames:
         verb = metafunc.module.__name__.removeprefix("test_")
-        found = agree.implementations(verb)
-        metafunc.parametrize("impl", list(found.values()), ids=list(found))
+        forms = [pytest.param(impl, id=name) for name, impl in agree.implementations(verb).items()]
+        if verb in agree.TUNED:
+            forms += [
+                pytest.param(
+                    None, id=name, marks=pytest.mark.skip(reason=f"this machine has no {isa}")
+                )
+                for name, isa in agree.ABSENT.items()
+            ]
+        metafunc.parametrize("impl", forms)

@@ -5,10 +5,14 @@ Python. Computes nothing itself, and never falls back to the reference.
 
 Lengths and offsets are int32 or int64 arrays of any stride or sequences of int, widened to int64.
 Token arrays are taken as they are: 1-D, C-contiguous, of exactly the dtype named, else TypeError.
+
+The core takes the best of the instruction sets that the machine has, or the one that the
+environment variable TURNPACK_ISA names: scalar, avx2 or avx512. Results are the same.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -27,6 +31,12 @@ except ImportError as error:
         "`pip install --force-reinstall --no-deps turnpack`, or in a checkout with "
         "`python setup.py build_ext --inplace`"
     ) from error
+
+if os.environ.get("TURNPACK_ISA"):
+    try:
+        _core.set_isa(os.environ["TURNPACK_ISA"])
+    except ValueError as error:
+        raise ValueError(f"TURNPACK_ISA: {error}") from None
 
 __all__ = [
     "concat",
