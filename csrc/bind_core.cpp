@@ -38,6 +38,10 @@ void check_size(const char* name, int64_t size, int64_t wanted) {
     if (size != wanted) fail(name, " has ", size, " entries, not ", wanted);
 }
 
+void check_threads(int64_t threads) {
+    if (threads < 1) fail("threads is ", threads, ", less than 1");
+}
+
 // Offsets with no entry, which are refused later, count as no rows.
 int64_t rows_of(const Offsets& offsets) { return std::max<int64_t>(offsets.size() - 1, 0); }
 
@@ -45,7 +49,8 @@ py::tuple concat(const Array<int32_t>& turn_ids, const Offsets& turn_offsets, co
                  const Offsets& row_offsets, const Array<int32_t>& affixes,
                  const Offsets& affix_offsets, const Array<uint8_t>& targets,
                  const Array<uint8_t>& suffix_targets, const Array<int32_t>& bos,
-                 const Array<int32_t>& eos) {
+                 const Array<int32_t>& eos, int64_t threads) {
+    check_threads(threads);
     check_offsets("affix_offsets", affix_offsets.data(), affix_offsets.size(), affixes.size());
     check_size("affix_offsets", affix_offsets.size(), 2 * targets.size() + 1);
     check_size("suffix_targets", suffix_targets.size(), targets.size());
@@ -60,20 +65,21 @@ py::tuple concat(const Array<int32_t>& turn_ids, const Offsets& turn_offsets, co
     const int64_t tokens = unlocked([&] { return concat_offsets(in, starts); });
     Array<int32_t> input_ids(tokens);
     Array<uint8_t> loss_mask(tokens);
-    int32_t* ids = input_ids.mutable_data();
-    uint8_t* mask = loss_mask.mutable_data();
-    unlocked([&] { turnpack::concat(in, starts, ids, mask); });
+    const ConcatOut out{starts, input_ids.mutable_data(), loss_mask.mutable_data()};
+    unlocked([&] { turnpack::concat(in, out, threads); });
     return py::make_tuple(input_ids, loss_mask, offsets);
 }
 
 Array<uint8_t> mask_spans(const Offsets& extents, const Offsets& offsets, const Offsets& spans,
-                          const Offsets& span_offsets) {
+                          const Offsets& span_offsets, int64_t threads) {
+    check_threads(threads);
     const int64_t tokens = extents.size() / 2;
     Array<uint8_t> loss_mask(tokens);
     uint8_t* mask = loss_mask.mutable_data();
     unlocked([&] {
         turnpack::mask_spans(extents.data(), tokens, offsets.data(), offsets.size(), spans.data(),
-                             spans.size() / 2, span_offsets.data(), span_offsets.size(), mask);
+                             spans.size() / 2, span_offsets.data(), span_offsets.size(), threads,
+                             mask);
     });
     return loss_mask;
 }
@@ -81,7 +87,8 @@ Array<uint8_t> mask_spans(const Offsets& extents, const Offsets& offsets, const 
 Array<uint8_t> mask_markers(const Array<int32_t>& input_ids, const Offsets& offsets,
                             const Array<int32_t>& starts, const Offsets& start_offsets,
                             const Array<int32_t>& ends, const Offsets& end_offsets,
-                            bool include_end) {
+                            bool include_end, int64_t threads) {
+    check_threads(threads);
     check_offsets("start_offsets", start_offsets.data(), start_offsets.size(), starts.size());
     check_offsets("end_offsets", end_offsets.data(), end_offsets.size(), ends.size());
     const Patterns opening{starts.data(), start_offsets.data(), start_offsets.size() - 1};
@@ -90,7 +97,7 @@ Array<uint8_t> mask_markers(const Array<int32_t>& input_ids, const Offsets& offs
     uint8_t* mask = loss_mask.mutable_data();
     unlocked([&] {
         turnpack::mask_markers(input_ids.data(), input_ids.size(), offsets.data(), offsets.size(),
-                               opening, closing, include_end, mask);
+                               opening, closing, include_end, threads, mask);
     });
     return loss_mask;
 }
@@ -153,7 +160,7 @@ py::tuple pack(const Array<int32_t>& input_ids, const Array<uint8_t>& loss_mask,
                const Offsets& offsets, const Weights& loss_weights, const Offsets& rows,
                const Offsets& bin_offsets, const Offsets& fill, int64_t capacity, int32_t pad_id,
                bool flat, bool wide, const py::object& out, int64_t threads, int64_t lanes) {
-    if (threads < 1) fail("threads is ", threads, ", less than 1");
+    check_threads(threads);
     check_size("loss_mask", loss_mask.size(), input_ids.size());
     if (loss_weights) check_size("loss_weights", loss_weights->size(), input_ids.size());
     check_size("plan.fill", fill.size(), bin_offsets.size() - 1);
@@ -183,7 +190,7 @@ template <class Int>
 py::tuple unpack(const Array<Int>& input_ids, const Array<Int>& labels, const Offsets& rows,
                  const Offsets& bin_offsets, const Offsets& cu_seqlens, const Weights& loss_weights,
                  int64_t capacity, int64_t threads) {
-    if (threads < 1) fail("threads is ", threads, ", less than 1");
+    check_threads(threads);
     check_size("labels", labels.size(), input_ids.size());
     if (loss_weights) check_size("loss_weights", loss_weights->size(), input_ids.size());
     Offsets order(rows.size()), starts(rows.size()), offsets(rows.size() + 1);
@@ -226,13 +233,13 @@ PYBIND11_MODULE(_core, m) {
           py::arg("roles").noconvert(), py::arg("row_offsets").noconvert(),
           py::arg("affixes").noconvert(), py::arg("affix_offsets").noconvert(),
           py::arg("targets").noconvert(), py::arg("suffix_targets").noconvert(),
-          py::arg("bos").noconvert(), py::arg("eos").noconvert());
+          py::arg("bos").noconvert(), py::arg("eos").noconvert(), py::arg("threads"));
     m.def("mask_spans", &mask_spans, py::arg("extents").noconvert(), py::arg("offsets").noconvert(),
-          py::arg("spans").noconvert(), py::arg("span_offsets").noconvert());
+          py::arg("spans").noconvert(), py::arg("span_offsets").noconvert(), py::arg("threads"));
     m.def("mask_markers", &mask_markers, py::arg("input_ids").noconvert(),
           py::arg("offsets").noconvert(), py::arg("starts").noconvert(),
           py::arg("start_offsets").noconvert(), py::arg("ends").noconvert(),
-          py::arg("end_offsets").noconvert(), py::arg("include_end"));
+          py::arg("end_offsets").noconvert(), py::arg("include_end"), py::arg("threads"));
     m.def("plan", &plan, py::arg("lengths").noconvert(), py::arg("capacity"), py::arg("strategy"),
           py::arg("align"), py::arg("max_rows"));
     m.def("pack", &pack, py::arg("input_ids").noconvert(), py::arg("loss_mask").noconvert(),

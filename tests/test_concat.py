@@ -90,6 +90,8 @@ def test_nothing(impl):
          "settings[0].prefix[0] is 2147483648, beyond int32"),
         ({"bos": 1}, TypeError, "bos is int, not a sequence of int"),
         ({"eos": ["a"]}, TypeError, "eos[0] is str, not an int"),
+        ({"threads": 0, "turn_offsets": [0, 1]}, ValueError, "threads is 0, less than 1"),
+        ({"threads": "2"}, TypeError, "threads is str, not an int"),
     ],
 )  # fmt: skip
 def test_refusals(impl, change, error, message):
@@ -129,6 +131,26 @@ def test_reference_and_core(rows, settings, bos, eos):
     )
 
 
+@given(
+    st.lists(st.lists(st.integers(0, 500), max_size=3), max_size=5),
+    st.lists(ROLES, min_size=2, max_size=2),
+    st.integers(1, 5),
+)
+def test_long_turns_and_threads(rows, settings, threads):
+    sizes = [size for row in rows for size in row]
+    kind, _ = agree.agreed(
+        "concat",
+        np.arange(sum(sizes), dtype=np.int32),
+        agree.ragged(sizes),
+        np.arange(len(sizes)) % 2,
+        agree.ragged([len(row) for row in rows]),
+        settings,
+        bos=[BOS],
+        threads=threads,
+    )
+    assert kind == "result"
+
+
 def test_70_000_rows_of_strided_read_only_input():
     rng = np.random.default_rng(0)
     sizes = rng.integers(0, 4, 140_000)
@@ -137,7 +159,13 @@ def test_70_000_rows_of_strided_read_only_input():
     offsets = np.repeat(agree.ragged(sizes).astype(np.int32), 2)[::2]
     settings = [Role(prefix=[1]), Role(suffix=[2], target=True)]
     kind, made = agree.agreed(
-        "concat", ids, offsets, np.arange(140_000) % 2, np.arange(0, 140_001, 2), settings
+        "concat",
+        ids,
+        offsets,
+        np.arange(140_000) % 2,
+        np.arange(0, 140_001, 2),
+        settings,
+        threads=2,
     )
     assert kind == "result"
     assert len(made) == 70_000

@@ -53,7 +53,8 @@ def concat(
     settings: object,
     bos: object,
     eos: object,
-) -> tuple[Ids, Int64s, Int64s, Int64s, list[Affixes], list[int], list[int]]:
+    threads: object,
+) -> tuple[Ids, Int64s, Int64s, Int64s, list[Affixes], list[int], list[int], int]:
     """All of them in this order."""
     return (
         _checks.array("turn_ids", turn_ids, np.int32),
@@ -63,6 +64,7 @@ def concat(
         _affixes(settings),
         _checks.ids("bos", bos),
         _checks.ids("eos", eos),
+        _checks.number("threads", threads),
     )
 
 
@@ -83,20 +85,26 @@ def _affixes(settings: object) -> list[Affixes]:
 
 
 def mask_spans(
-    extents: object, offsets: object, spans: object, span_offsets: object
-) -> tuple[Int64s, Int64s, Int64s, Int64s]:
+    extents: object, offsets: object, spans: object, span_offsets: object, threads: object
+) -> tuple[Int64s, Int64s, Int64s, Int64s, int]:
     """All of them in this order."""
     return (
         _checks.indices("extents", extents, pairs=True),
         _checks.indices("offsets", offsets),
         _checks.indices("spans", spans, pairs=True),
         _checks.indices("span_offsets", span_offsets),
+        _checks.number("threads", threads),
     )
 
 
 def mask_markers(
-    input_ids: object, offsets: object, starts: object, ends: object, include_end: object
-) -> tuple[Ids, Int64s, list[list[int]], list[list[int]], bool]:
+    input_ids: object,
+    offsets: object,
+    starts: object,
+    ends: object,
+    include_end: object,
+    threads: object,
+) -> tuple[Ids, Int64s, list[list[int]], list[list[int]], bool, int]:
     """All of them in this order."""
     return (
         _checks.array("input_ids", input_ids, np.int32),
@@ -104,6 +112,7 @@ def mask_markers(
         _checks.id_lists("starts", starts),
         _checks.id_lists("ends", ends),
         _checks.boolean("include_end", include_end),
+        _checks.number("threads", threads),
     )
 
 

@@ -22,8 +22,11 @@ def concat(
     suffix_targets: _Mask,
     bos: Ids,
     eos: Ids,
+    threads: int,
 ) -> tuple[Ids, _Mask, Int64s]: ...
-def mask_spans(extents: Int64s, offsets: Int64s, spans: Int64s, span_offsets: Int64s) -> _Mask: ...
+def mask_spans(
+    extents: Int64s, offsets: Int64s, spans: Int64s, span_offsets: Int64s, threads: int
+) -> _Mask: ...
 def mask_markers(
     input_ids: Ids,
     offsets: Int64s,
@@ -32,6 +35,7 @@ def mask_markers(
     ends: Ids,
     end_offsets: Int64s,
     include_end: bool,
+    threads: int,
 ) -> _Mask: ...
 def plan(
     lengths: Int64s, capacity: int, strategy: str, align: int, max_rows: int

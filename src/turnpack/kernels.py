@@ -84,6 +84,7 @@ def concat(
     *,
     bos: Sequence[int] = (),
     eos: Sequence[int] = (),
+    threads: int = 1,
 ) -> Tokens:
     """Rows and their loss mask from turns that are tokenized already.
 
@@ -91,6 +92,7 @@ def concat(
     `settings` a turn has. `row_offsets` `[rows + 1]`: which turns make a row. A row is `bos`, for
     each turn the prefix of its role, its ids and the suffix, then `eos`. `bos` and prefixes are no
     targets; a turn's ids and its suffix are if its `Role` says so; `eos` is if the last turn is.
+    `threads` work on ranges of rows.
 
     Raises ValueError for offsets that are none and for a role without settings.
 
@@ -105,8 +107,8 @@ def concat(
     >>> made.loss_mask.tolist()
     [0, 0, 0, 1, 1, 0, 0, 1, 1]
     """
-    ids, turn_ends, role_of, row_ends, affixes, bos, eos = _arguments.concat(
-        turn_ids, turn_offsets, roles, row_offsets, settings, bos, eos
+    ids, turn_ends, role_of, row_ends, affixes, bos, eos, threads = _arguments.concat(
+        turn_ids, turn_offsets, roles, row_offsets, settings, bos, eos, threads
     )
     input_ids, loss_mask, offsets = _core.concat(
         ids,
@@ -118,6 +120,7 @@ def concat(
         np.array([role.suffix_target for role in affixes], np.uint8),
         np.array(bos, np.int32),
         np.array(eos, np.int32),
+        threads,
     )
     return trusted(
         Tokens, input_ids, loss_mask, offsets, np.arange(len(offsets) - 1, dtype=np.int64), None
@@ -125,13 +128,19 @@ def concat(
 
 
 def mask_spans(
-    extents: Indices, offsets: Indices, spans: Indices, span_offsets: Indices
+    extents: Indices,
+    offsets: Indices,
+    spans: Indices,
+    span_offsets: Indices,
+    *,
+    threads: int = 1,
 ) -> npt.NDArray[np.uint8]:
     """Loss mask uint8 `[n]` of the tokens that share a character with a target span.
 
     `extents` `[n, 2]`: half-open characters of each token, ragged by `offsets` `[rows + 1]`;
     `spans` `[m, 2]`: half-open target spans, ragged by `span_offsets` `[rows + 1]`. Neither has to
-    be in order, and spans may overlap. What is zero wide never shares a character.
+    be in order, and spans may overlap. What is zero wide never shares a character. `threads` work
+    on ranges of rows.
 
     Raises ValueError for offsets that are none and for an extent or span that is negative or ends
     before it begins.
@@ -139,7 +148,7 @@ def mask_spans(
     >>> mask_spans([[0, 2], [2, 2], [2, 5], [5, 7]], [0, 4], [[4, 6]], [0, 1])
     array([0, 0, 1, 1], dtype=uint8)
     """
-    return _core.mask_spans(*_arguments.mask_spans(extents, offsets, spans, span_offsets))
+    return _core.mask_spans(*_arguments.mask_spans(extents, offsets, spans, span_offsets, threads))
 
 
 def mask_markers(
@@ -149,13 +158,14 @@ def mask_markers(
     ends: Sequence[Sequence[int]],
     *,
     include_end: bool = True,
+    threads: int = 1,
 ) -> npt.NDArray[np.uint8]:
     """Loss mask uint8 `[n]` of what stands between markers, for rows that are tokenized already.
 
     `input_ids` int32 `[n]`, ragged by `offsets` `[rows + 1]`; `starts`, `ends`: patterns of ids.
     Targets begin after a start pattern and run through the next end pattern (up to it without
     `include_end`; then it may be part of a start pattern), or to the end of the row. Where several
-    patterns match, the longest does.
+    patterns match, the longest does. `threads` work on ranges of rows.
 
     Raises ValueError for offsets that are none, an empty pattern, or no start pattern.
 
@@ -163,11 +173,11 @@ def mask_markers(
     >>> mask_markers(ids, [0, 8], starts=[[5, 6]], ends=[[2]])
     array([0, 0, 0, 1, 1, 1, 0, 0], dtype=uint8)
     """
-    input_ids, found, opening, closing, include_end = _arguments.mask_markers(
-        input_ids, offsets, starts, ends, include_end
+    input_ids, found, opening, closing, include_end, threads = _arguments.mask_markers(
+        input_ids, offsets, starts, ends, include_end, threads
     )
     return _core.mask_markers(
-        input_ids, found, *_ingest.flatten(opening), *_ingest.flatten(closing), include_end
+        input_ids, found, *_ingest.flatten(opening), *_ingest.flatten(closing), include_end, threads
     )
 
 

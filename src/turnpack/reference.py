@@ -61,11 +61,13 @@ def concat(
     *,
     bos: Sequence[int] = (),
     eos: Sequence[int] = (),
+    threads: int = 1,
 ) -> Tokens:
     """As kernels.concat."""
-    ids, turn_ends, role_of, row_ends, affixes, bos, eos = _arguments.concat(
-        turn_ids, turn_offsets, roles, row_offsets, settings, bos, eos
+    ids, turn_ends, role_of, row_ends, affixes, bos, eos, threads = _arguments.concat(
+        turn_ids, turn_offsets, roles, row_offsets, settings, bos, eos, threads
     )
+    _check_threads(threads)
     turns = [ids[begin:end].tolist() for begin, end in _ranges("turn_offsets", turn_ends, len(ids))]
     if len(role_of) != len(turns):
         raise ValueError(f"roles has {len(role_of)} entries, but there are {len(turns)} turns")
@@ -96,12 +98,18 @@ def concat(
 
 
 def mask_spans(
-    extents: Indices, offsets: Indices, spans: Indices, span_offsets: Indices
+    extents: Indices,
+    offsets: Indices,
+    spans: Indices,
+    span_offsets: Indices,
+    *,
+    threads: int = 1,
 ) -> npt.NDArray[np.uint8]:
     """As kernels.mask_spans."""
-    extents, offsets, spans, span_offsets = _arguments.mask_spans(
-        extents, offsets, spans, span_offsets
+    extents, offsets, spans, span_offsets, threads = _arguments.mask_spans(
+        extents, offsets, spans, span_offsets, threads
     )
+    _check_threads(threads)
     token_ranges = _ranges("offsets", offsets, len(extents))
     span_ranges = _ranges("span_offsets", span_offsets, len(spans))
     if len(token_ranges) != len(span_ranges):
@@ -131,11 +139,13 @@ def mask_markers(
     ends: Sequence[Sequence[int]],
     *,
     include_end: bool = True,
+    threads: int = 1,
 ) -> npt.NDArray[np.uint8]:
     """As kernels.mask_markers."""
-    input_ids, offsets, opening, closing, include_end = _arguments.mask_markers(
-        input_ids, offsets, starts, ends, include_end
+    input_ids, offsets, opening, closing, include_end, threads = _arguments.mask_markers(
+        input_ids, offsets, starts, ends, include_end, threads
     )
+    _check_threads(threads)
     if not opening:
         raise ValueError("starts is empty")
     for name, patterns in (("starts", opening), ("ends", closing)):
@@ -282,8 +292,7 @@ def pack(
     pad_id, flat, cell_type, threads = _arguments.pack(
         tokens, plan, pad_id, layout, dtype, out, threads
     )
-    if threads < 1:
-        raise ValueError(f"threads is {threads}, less than 1")
+    _check_threads(threads)
     row_ranges = _ranges("offsets", tokens.offsets, len(tokens.input_ids))
     bin_ranges = _ranges("plan.offsets", plan.offsets, len(plan.rows))
     bins = [plan.rows[begin:end].tolist() for begin, end in bin_ranges]
@@ -385,8 +394,7 @@ def _check_bins(
 def unpack(packed: Packed, *, threads: int = 1) -> Tokens:
     """As kernels.unpack, on one thread."""
     threads = _arguments.unpack(packed, threads)
-    if threads < 1:
-        raise ValueError(f"threads is {threads}, less than 1")
+    _check_threads(threads)
     ids, labels = packed.input_ids.ravel().tolist(), packed.labels.ravel().tolist()
     weights = None if packed.loss_weights is None else packed.loss_weights.ravel().tolist()
     rows = packed.rows.tolist()
@@ -457,3 +465,8 @@ def _ranges(name: str, offsets: npt.NDArray[np.int64], end: int) -> list[tuple[i
     if bounds[-1] != end:
         raise ValueError(f"{name} ends at {bounds[-1]}, not {end}")
     return list(pairwise(bounds))
+
+
+def _check_threads(threads: int) -> None:
+    if threads < 1:
+        raise ValueError(f"threads is {threads}, less than 1")
