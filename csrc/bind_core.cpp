@@ -45,11 +45,22 @@ void check_threads(int64_t threads) {
 // Offsets with no entry, which are refused later, count as no rows.
 int64_t rows_of(const Offsets& offsets) { return std::max<int64_t>(offsets.size() - 1, 0); }
 
+// The first entries of the named array of `out`, or a new one of this size.
+template <class T>
+Array<T> first_of(const py::object& out, const char* name, int64_t size) {
+    if (out.is_none()) return Array<T>(size);
+    const auto array = py::cast<Array<T>>(out.attr(name));
+    if (array.size() < size) {
+        fail("out.", name, " has room for ", array.size(), " tokens, not ", size);
+    }
+    return py::cast<Array<T>>(array[py::slice(0, size, 1)]);
+}
+
 py::tuple concat(const Array<int32_t>& turn_ids, const Offsets& turn_offsets, const Offsets& roles,
                  const Offsets& row_offsets, const Array<int32_t>& affixes,
                  const Offsets& affix_offsets, const Array<uint8_t>& targets,
                  const Array<uint8_t>& suffix_targets, const Array<int32_t>& bos,
-                 const Array<int32_t>& eos, int64_t threads) {
+                 const Array<int32_t>& eos, const py::object& out, int64_t threads) {
     check_threads(threads);
     check_offsets("affix_offsets", affix_offsets.data(), affix_offsets.size(), affixes.size());
     check_size("affix_offsets", affix_offsets.size(), 2 * targets.size() + 1);
@@ -63,10 +74,10 @@ py::tuple concat(const Array<int32_t>& turn_ids, const Offsets& turn_offsets, co
     Offsets offsets(rows_of(row_offsets) + 1);
     int64_t* starts = offsets.mutable_data();
     const int64_t tokens = unlocked([&] { return concat_offsets(in, starts); });
-    Array<int32_t> input_ids(tokens);
-    Array<uint8_t> loss_mask(tokens);
-    const ConcatOut out{starts, input_ids.mutable_data(), loss_mask.mutable_data()};
-    unlocked([&] { turnpack::concat(in, out, threads); });
+    auto input_ids = first_of<int32_t>(out, "input_ids", tokens);
+    auto loss_mask = first_of<uint8_t>(out, "loss_mask", tokens);
+    const ConcatOut made{starts, input_ids.mutable_data(), loss_mask.mutable_data()};
+    unlocked([&] { turnpack::concat(in, made, threads); });
     return py::make_tuple(input_ids, loss_mask, offsets);
 }
 
@@ -233,7 +244,8 @@ PYBIND11_MODULE(_core, m) {
           py::arg("roles").noconvert(), py::arg("row_offsets").noconvert(),
           py::arg("affixes").noconvert(), py::arg("affix_offsets").noconvert(),
           py::arg("targets").noconvert(), py::arg("suffix_targets").noconvert(),
-          py::arg("bos").noconvert(), py::arg("eos").noconvert(), py::arg("threads"));
+          py::arg("bos").noconvert(), py::arg("eos").noconvert(), py::arg("out"),
+          py::arg("threads"));
     m.def("mask_spans", &mask_spans, py::arg("extents").noconvert(), py::arg("offsets").noconvert(),
           py::arg("spans").noconvert(), py::arg("span_offsets").noconvert(), py::arg("threads"));
     m.def("mask_markers", &mask_markers, py::arg("input_ids").noconvert(),

@@ -9,7 +9,6 @@
 #include "errors.h"
 #include "kernels.h"
 #include "machine.h"
-#include "stream.h"
 #include "threads.h"
 
 #ifdef TP_X86_FORMS
@@ -222,12 +221,10 @@ struct Markers {
     std::vector<int32_t> firsts;
 };
 
-template <template <class> class Writer>
 void mark_rows(const int32_t* input_ids, const int64_t* offsets, int64_t first, int64_t last,
                const Markers& opening, const Markers& closing, bool include_end,
                uint8_t* loss_mask) {
     const auto find = by_isa(find_scalar, find_avx2, find_avx512);
-    Writer<uint8_t> mask(loss_mask + offsets[first]);
     for (int64_t row = first; row < last; ++row) {
         const int32_t* const end = input_ids + offsets[row + 1];
         bool inside = false;
@@ -240,12 +237,11 @@ void mark_rows(const int32_t* input_ids, const int64_t* offsets, int64_t first, 
             } else if (!inside || include_end) {
                 after += size;
             }
-            fill_to(mask, static_cast<uint8_t>(inside), after - at);
+            std::fill_n(loss_mask + (at - input_ids), after - at, static_cast<uint8_t>(inside));
             at = after;
             if (size) inside = !inside;
         }
     }
-    mask.finish();
 }
 
 }  // namespace
@@ -293,9 +289,8 @@ void mask_markers(const int32_t* input_ids, int64_t tokens, const int64_t* offse
     const Markers opening(longest_first("starts", starts));
     const Markers closing(longest_first("ends", ends));
     check_offsets("offsets", offsets, offsets_size, tokens);
-    const auto mark = tokens >= stream_from() ? &mark_rows<Streamed> : &mark_rows<Ordinary>;
     in_ranges(offsets, offsets_size - 1, threads, [&](int64_t first, int64_t last) {
-        mark(input_ids, offsets, first, last, opening, closing, include_end, loss_mask);
+        mark_rows(input_ids, offsets, first, last, opening, closing, include_end, loss_mask);
     });
 }
 

@@ -181,60 +181,48 @@ bool is_int32(Int value) {
     return value == static_cast<int32_t>(value);
 }
 
-// Says whether all ids are within int32.
-template <template <class> class Writer, class Int>
+// Says whether all ids are within int32. Its outputs are new memory, which the system has cleared
+// just before: that they are in the caches makes up for what streaming stores would save.
+template <class Int>
 TP_INLINE bool unpack_range(const UnpackIn<Int>& in, const UnpackOut& out, int64_t begin,
                             int64_t end) {
-    const int64_t start = in.offsets[begin];
-    Writer<int32_t> input_ids(out.input_ids + start);
-    Writer<uint8_t> loss_mask(out.loss_mask + start);
-    Writer<float> loss_weights(out.loss_weights ? out.loss_weights + start : nullptr);
     const UnpackRows<Int> rows{in};
     Ahead ahead(rows, begin, end);
     Int beyond = 0;
     for (int64_t row = begin; row < end; ++row) {
         const auto [cell, size] = rows.at(row);
-        for (int64_t done = 0, part; done < size; done += part) {
-            part = std::min(size - done, input_ids.room());
-            ahead.advance(part);
-            const Int* ids = in.input_ids + cell + done;
-            const Int* labels = in.labels + cell + done;
-            int32_t* to = input_ids.next(part);
-            for (int64_t i = 0; i < part; ++i) {
-                to[i] = static_cast<int32_t>(ids[i]);
-                beyond |= ids[i] ^ static_cast<int32_t>(ids[i]);
-            }
-            uint8_t* mask = loss_mask.next(part);
-            for (int64_t i = 0; i < part; ++i) mask[i] = labels[i] != kIgnore;
-            if (out.loss_weights) {
-                std::copy_n(in.loss_weights + cell + done, part, loss_weights.next(part));
-            }
+        ahead.advance(size);
+        const int64_t token = in.offsets[row];
+        const Int* ids = in.input_ids + cell;
+        const Int* labels = in.labels + cell;
+        int32_t* to = out.input_ids + token;
+        uint8_t* mask = out.loss_mask + token;
+        for (int64_t i = 0; i < size; ++i) {
+            to[i] = static_cast<int32_t>(ids[i]);
+            beyond |= ids[i] ^ static_cast<int32_t>(ids[i]);
+        }
+        for (int64_t i = 0; i < size; ++i) mask[i] = labels[i] != kIgnore;
+        if (out.loss_weights) {
+            std::copy_n(in.loss_weights + cell, size, out.loss_weights + token);
         }
     }
-    input_ids.finish();
-    loss_mask.finish();
-    loss_weights.finish();
     return beyond == 0;
 }
 
-template <template <class> class Writer, class Int>
+template <class Int>
 bool unpack_scalar(const UnpackIn<Int>& in, const UnpackOut& out, int64_t begin, int64_t end) {
-    return unpack_range<Writer>(in, out, begin, end);
+    return unpack_range(in, out, begin, end);
 }
 
-template <template <class> class Writer, class Int>
+template <class Int>
 TP_AVX2 bool unpack_avx2(const UnpackIn<Int>& in, const UnpackOut& out, int64_t begin,
                          int64_t end) {
-    return unpack_range<Writer>(in, out, begin, end);
+    return unpack_range(in, out, begin, end);
 }
 
 template <class Int>
 void unpack_all(const UnpackIn<Int>& in, const UnpackOut& out, int64_t threads) {
-    const bool streams = in.offsets[in.rows] >= stream_from() / 5;
-    const auto tuned = streams ? by_isa(&unpack_scalar<Streamed, Int>, &unpack_avx2<Streamed, Int>,
-                                        &unpack_avx2<Streamed, Int>)
-                               : by_isa(&unpack_scalar<Ordinary, Int>, &unpack_avx2<Ordinary, Int>,
-                                        &unpack_avx2<Ordinary, Int>);
+    const auto tuned = by_isa(unpack_scalar<Int>, unpack_avx2<Int>, unpack_avx2<Int>);
     std::atomic<bool> fits{true};
     in_ranges(in.offsets, in.rows, threads, [&](int64_t begin, int64_t end) {
         if (!tuned(in, out, begin, end)) fits = false;

@@ -6,7 +6,7 @@ words. Looks at no value beyond the integer type it has to fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple, TypeAlias
 
@@ -53,10 +53,11 @@ def concat(
     settings: object,
     bos: object,
     eos: object,
+    out: object,
     threads: object,
 ) -> tuple[Ids, Int64s, Int64s, Int64s, list[Affixes], list[int], list[int], int]:
-    """All of them in this order."""
-    return (
+    """All of them but out in this order."""
+    checked = (
         _checks.array("turn_ids", turn_ids, np.int32),
         _checks.indices("turn_offsets", turn_offsets),
         _checks.indices("roles", roles, small=True),
@@ -66,6 +67,10 @@ def concat(
         _checks.ids("eos", eos),
         _checks.number("threads", threads),
     )
+    if out is not None:
+        _checks.instance("out", out, Tokens)
+        _writable(out, {"input_ids": np.int32, "loss_mask": np.uint8}, 1, [*checked[:4]])
+    return checked
 
 
 def _affixes(settings: object) -> list[Affixes]:
@@ -146,17 +151,16 @@ def pack(
     if out is not None:
         _checks.instance("out", out, Packed)
         assert isinstance(tokens, Tokens)
-        written = CELLS if tokens.loss_weights is None else (*CELLS, "loss_weights")
-        _writable(out, written, cells, 1 if flat else 2, [*_arrays(tokens), *_arrays(plan)])
+        written: dict[str, npt.DTypeLike] = dict.fromkeys(CELLS, cells)
+        if tokens.loss_weights is not None:
+            written["loss_weights"] = np.float32
+        _writable(out, written, 1 if flat else 2, [*_arrays(tokens), *_arrays(plan)])
     return _checks.int32("pad_id", pad_id), flat, cells, _checks.number("threads", threads)
 
 
-def _writable(
-    out: object, names: Sequence[str], dtype: np.dtype[Any], ndim: int, held: list[Any]
-) -> None:
-    for name in names:
-        wanted = np.float32 if name == "loss_weights" else dtype
-        value = _checks.array(f"out.{name}", getattr(out, name), wanted, ndim=ndim)
+def _writable(out: object, dtypes: Mapping[str, npt.DTypeLike], ndim: int, held: list[Any]) -> None:
+    for name, dtype in dtypes.items():
+        value = _checks.array(f"out.{name}", getattr(out, name), dtype, ndim=ndim)
         if not value.flags.writeable:
             raise ValueError(f"out.{name} is read-only")
         if any(np.may_share_memory(value, other) for other in held):

@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from turnpack._arguments import Ids
 from turnpack._checks import Int64s
-from turnpack.nouns import Packed
+from turnpack.nouns import Packed, Tokens
 
 _Mask = npt.NDArray[np.uint8]
 _Weights = npt.NDArray[np.float32]
@@ -22,6 +22,7 @@ def concat(
     suffix_targets: _Mask,
     bos: Ids,
     eos: Ids,
+    out: Tokens | None,
     threads: int,
 ) -> tuple[Ids, _Mask, Int64s]: ...
 def mask_spans(

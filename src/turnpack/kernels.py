@@ -84,6 +84,7 @@ def concat(
     *,
     bos: Sequence[int] = (),
     eos: Sequence[int] = (),
+    out: Tokens | None = None,
     threads: int = 1,
 ) -> Tokens:
     """Rows and their loss mask from turns that are tokenized already.
@@ -92,9 +93,11 @@ def concat(
     `settings` a turn has. `row_offsets` `[rows + 1]`: which turns make a row. A row is `bos`, for
     each turn the prefix of its role, its ids and the suffix, then `eos`. `bos` and prefixes are no
     targets; a turn's ids and its suffix are if its `Role` says so; `eos` is if the last turn is.
-    `threads` work on ranges of rows.
+    With `out`, an earlier result with room for as many tokens, these are written into its memory,
+    which the result then holds. `threads` work on ranges of rows.
 
-    Raises ValueError for offsets that are none and for a role without settings.
+    Raises ValueError for offsets that are none, for a role without settings and for an `out` that
+    has no room.
 
     Two exchanges as Firefly trains on them, `<s>`=1 once and `</s>`=2 after each turn:
 
@@ -108,7 +111,7 @@ def concat(
     [0, 0, 0, 1, 1, 0, 0, 1, 1]
     """
     ids, turn_ends, role_of, row_ends, affixes, bos, eos, threads = _arguments.concat(
-        turn_ids, turn_offsets, roles, row_offsets, settings, bos, eos, threads
+        turn_ids, turn_offsets, roles, row_offsets, settings, bos, eos, out, threads
     )
     input_ids, loss_mask, offsets = _core.concat(
         ids,
@@ -120,6 +123,7 @@ def concat(
         np.array([role.suffix_target for role in affixes], np.uint8),
         np.array(bos, np.int32),
         np.array(eos, np.int32),
+        out,
         threads,
     )
     return trusted(

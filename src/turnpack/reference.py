@@ -61,11 +61,12 @@ def concat(
     *,
     bos: Sequence[int] = (),
     eos: Sequence[int] = (),
+    out: Tokens | None = None,
     threads: int = 1,
 ) -> Tokens:
     """As kernels.concat."""
     ids, turn_ends, role_of, row_ends, affixes, bos, eos, threads = _arguments.concat(
-        turn_ids, turn_offsets, roles, row_offsets, settings, bos, eos, threads
+        turn_ids, turn_offsets, roles, row_offsets, settings, bos, eos, out, threads
     )
     _check_threads(threads)
     turns = [ids[begin:end].tolist() for begin, end in _ranges("turn_offsets", turn_ends, len(ids))]
@@ -94,7 +95,18 @@ def concat(
             last_is_target = affixes[role].target
         write(eos, last_is_target)
         offsets.append(len(input_ids))
-    return Tokens(np.array(input_ids, np.int32), np.array(loss_mask, np.uint8), np.array(offsets))
+    if out is None:
+        made_ids, made_mask = np.array(input_ids, np.int32), np.array(loss_mask, np.uint8)
+    else:
+        for name, room in (("input_ids", out.input_ids), ("loss_mask", out.loss_mask)):
+            if len(room) < len(input_ids):
+                raise ValueError(
+                    f"out.{name} has room for {len(room)} tokens, not {len(input_ids)}"
+                )
+        made_ids, made_mask = out.input_ids[: len(input_ids)], out.loss_mask[: len(input_ids)]
+        made_ids[:] = input_ids
+        made_mask[:] = loss_mask
+    return Tokens(made_ids, made_mask, np.array(offsets))
 
 
 def mask_spans(
