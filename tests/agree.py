@@ -11,9 +11,10 @@ import numpy as np
 
 from turnpack import _core, kernels, reference
 
+# The verbs that have a form for each instruction set, and those that have a streaming one.
 ISAS = ("scalar", "avx2", "avx512")
-# The verbs that have a form for each instruction set and a streaming one.
-TUNED = ("concat", "mask_spans", "mask_markers", "pack", "unpack")
+BY_ISA = ("mask_spans", "mask_markers", "pack", "unpack")
+STREAMING = ("concat", "pack")
 
 
 def pack_by_lanes(lanes: int) -> Any:
@@ -55,7 +56,7 @@ def has(isa: str) -> bool:
         return False
 
 
-def core_on(isa: str, stream_from: int) -> Any:
+def core_on(isa: str, stream_from: int, verbs: tuple[str, ...]) -> Any:
     def form_of(verb: str) -> Any:
         def form(*args: Any, **kwargs: Any) -> Any:
             with machine(isa, stream_from):
@@ -63,7 +64,7 @@ def core_on(isa: str, stream_from: int) -> Any:
 
         return form
 
-    return SimpleNamespace(**{verb: form_of(verb) for verb in TUNED})
+    return SimpleNamespace(**{verb: form_of(verb) for verb in verbs})
 
 
 IMPLEMENTATIONS = {
@@ -71,13 +72,11 @@ IMPLEMENTATIONS = {
     "core": kernels,
     "core-lanes": SimpleNamespace(pack=pack_by_lanes(7)),
 }
-ABSENT = {}  # name of a form: the instruction set that this machine lacks
+ABSENT = [isa for isa in ISAS if not has(isa)]
 for isa in ISAS:
-    forms = {f"core-{isa}": 2**63 - 1, f"core-{isa}-streamed": 0}
-    if has(isa):
-        IMPLEMENTATIONS |= {name: core_on(isa, bound) for name, bound in forms.items()}
-    else:
-        ABSENT |= dict.fromkeys(forms, isa)
+    if isa not in ABSENT:
+        IMPLEMENTATIONS[f"core-{isa}"] = core_on(isa, 2**63 - 1, BY_ISA)
+        IMPLEMENTATIONS[f"core-{isa}-streamed"] = core_on(isa, 0, STREAMING)
 
 
 def implementations(verb: str) -> dict[str, Any]:

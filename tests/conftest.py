@@ -12,11 +12,13 @@ def pytest_generate_tests(metafunc):
     if "impl" in metafunc.fixturenames:
         verb = metafunc.module.__name__.removeprefix("test_")
         forms = [pytest.param(impl, id=name) for name, impl in agree.implementations(verb).items()]
-        if verb in agree.TUNED:
+        if verb in agree.BY_ISA:
             forms += [
                 pytest.param(
-                    None, id=name, marks=pytest.mark.skip(reason=f"this machine has no {isa}")
+                    None,
+                    id=f"core-{isa}",
+                    marks=pytest.mark.skip(reason=f"this machine has no {isa}"),
                 )
-                for name, isa in agree.ABSENT.items()
+                for isa in agree.ABSENT
             ]
         metafunc.parametrize("impl", forms)

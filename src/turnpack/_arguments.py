@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from . import _checks
+from . import _buffers, _checks
 from ._checks import Int64s
 from .nouns import CELLS, Packed, Plan, Role, Tokens
 
@@ -33,11 +33,13 @@ class Affixes(NamedTuple):
     suffix_target: bool
 
 
-def flatten(rows: object) -> Iterable[Any]:
-    """Take the rows, if they can be iterated over."""
+def flatten(rows: Any) -> tuple[Any, bool]:
+    """The rows, if they can be iterated over, and whether they are an Arrow array now."""
+    if _buffers.is_arrow(rows):
+        return _buffers.arrow(rows), True
     if isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
         raise TypeError(f"rows is {type(rows).__name__}, not an iterable of rows")
-    return rows
+    return rows, False
 
 
 def unflatten(values: object, offsets: object) -> tuple[Ids, Int64s]:

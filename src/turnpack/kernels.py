@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from . import _arguments, _checks
+from . import _arguments, _buffers, _checks
 from ._arguments import Indices
 from .nouns import Packed, Plan, Role, Tokens, trusted
 
@@ -55,13 +55,23 @@ def flatten(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Ragged arrays from rows of ids: values int32 `[n]`, offsets int64 `[rows + 1]`.
 
-    A row may be a list, a tuple, an integer array or any other iterable of int. Raises TypeError
-    for an item that is not an int (a bool is none), ValueError for one beyond int32.
+    A row may be a list, a tuple, an integer array or any other iterable of int. `rows` may also be
+    a matrix of integers or anything with the interface of Arrow (a ListArray, a column of a table,
+    an awkward array): int32 values, and int64 offsets from 0, are then not copied, so that the
+    results share memory with `rows` and may be read-only.
+
+    Raises TypeError for an item that is not an int (a bool is none), ValueError for one beyond
+    int32.
 
     >>> flatten([[7, 8], [], (9,)])
     (array([7, 8, 9], dtype=int32), array([0, 2, 2, 3]))
     """
-    return _ingest.flatten(_arguments.flatten(rows))
+    given, is_arrow = _arguments.flatten(rows)
+    if is_arrow:
+        return _buffers.from_arrow(given) or _ingest.flatten(given.to_pylist())
+    if type(given) is np.ndarray:
+        return _buffers.from_matrix(given) or _ingest.flatten(given)
+    return _ingest.flatten(given)
 
 
 def unflatten(values: npt.NDArray[np.int32], offsets: Indices) -> list[list[int]]:

@@ -26,9 +26,10 @@ def flatten(
     rows: Iterable[Iterable[int]],
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """As kernels.flatten."""
+    given, is_arrow = _arguments.flatten(rows)
     values: list[int] = []
     offsets = [0]
-    for number, row in enumerate(_arguments.flatten(rows)):
+    for number, row in enumerate(given.to_pylist() if is_arrow else given):
         try:
             items = list(row)
         except TypeError:
