@@ -19,10 +19,11 @@ else:
 # Neither pickles nor Python-visible leftovers: the module holds what its stub names.
 DIRECTIVES = {"language_level": 3, "auto_pickle": False, "autotestdict": False}
 HEADERS = sorted(glob("csrc/*.h"))
+SOURCES = ("bind_core", "concat", "machine", "mask", "pack", "plan", "planner")
 
 core = Pybind11Extension(  # adds -fvisibility=hidden
     "turnpack._core",
-    [f"csrc/{name}.cpp" for name in ("bind_core", "concat", "mask", "pack", "plan", "planner")],
+    [f"csrc/{name}.cpp" for name in SOURCES],
     depends=HEADERS,
     cxx_std=17,
     extra_compile_args=[*compile_args],

@@ -14,6 +14,7 @@
 
 #include "errors.h"
 #include "kernels.h"
+#include "machine.h"
 
 namespace py = pybind11;
 
@@ -38,14 +39,30 @@ void check_size(const char* name, int64_t size, int64_t wanted) {
     if (size != wanted) fail(name, " has ", size, " entries, not ", wanted);
 }
 
+void check_threads(int64_t threads) {
+    if (threads < 1) fail("threads is ", threads, ", less than 1");
+}
+
 // Offsets with no entry, which are refused later, count as no rows.
 int64_t rows_of(const Offsets& offsets) { return std::max<int64_t>(offsets.size() - 1, 0); }
+
+// The first entries of the named array of `out`, or a new one of this size.
+template <class T>
+Array<T> first_of(const py::object& out, const char* name, int64_t size) {
+    if (out.is_none()) return Array<T>(size);
+    const auto array = py::cast<Array<T>>(out.attr(name));
+    if (array.size() < size) {
+        fail("out.", name, " has room for ", array.size(), " tokens, not ", size);
+    }
+    return py::cast<Array<T>>(array[py::slice(0, size, 1)]);
+}
 
 py::tuple concat(const Array<int32_t>& turn_ids, const Offsets& turn_offsets, const Offsets& roles,
                  const Offsets& row_offsets, const Array<int32_t>& affixes,
                  const Offsets& affix_offsets, const Array<uint8_t>& targets,
                  const Array<uint8_t>& suffix_targets, const Array<int32_t>& bos,
-                 const Array<int32_t>& eos) {
+                 const Array<int32_t>& eos, const py::object& out, int64_t threads) {
+    check_threads(threads);
     check_offsets("affix_offsets", affix_offsets.data(), affix_offsets.size(), affixes.size());
     check_size("affix_offsets", affix_offsets.size(), 2 * targets.size() + 1);
     check_size("suffix_targets", suffix_targets.size(), targets.size());
@@ -58,22 +75,23 @@ py::tuple concat(const Array<int32_t>& turn_ids, const Offsets& turn_offsets, co
     Offsets offsets(rows_of(row_offsets) + 1);
     int64_t* starts = offsets.mutable_data();
     const int64_t tokens = unlocked([&] { return concat_offsets(in, starts); });
-    Array<int32_t> input_ids(tokens);
-    Array<uint8_t> loss_mask(tokens);
-    int32_t* ids = input_ids.mutable_data();
-    uint8_t* mask = loss_mask.mutable_data();
-    unlocked([&] { turnpack::concat(in, starts, ids, mask); });
+    auto input_ids = first_of<int32_t>(out, "input_ids", tokens);
+    auto loss_mask = first_of<uint8_t>(out, "loss_mask", tokens);
+    const ConcatOut made{starts, input_ids.mutable_data(), loss_mask.mutable_data()};
+    unlocked([&] { turnpack::concat(in, made, threads); });
     return py::make_tuple(input_ids, loss_mask, offsets);
 }
 
 Array<uint8_t> mask_spans(const Offsets& extents, const Offsets& offsets, const Offsets& spans,
-                          const Offsets& span_offsets) {
+                          const Offsets& span_offsets, int64_t threads) {
+    check_threads(threads);
     const int64_t tokens = extents.size() / 2;
     Array<uint8_t> loss_mask(tokens);
     uint8_t* mask = loss_mask.mutable_data();
     unlocked([&] {
         turnpack::mask_spans(extents.data(), tokens, offsets.data(), offsets.size(), spans.data(),
-                             spans.size() / 2, span_offsets.data(), span_offsets.size(), mask);
+                             spans.size() / 2, span_offsets.data(), span_offsets.size(), threads,
+                             mask);
     });
     return loss_mask;
 }
@@ -81,7 +99,8 @@ Array<uint8_t> mask_spans(const Offsets& extents, const Offsets& offsets, const 
 Array<uint8_t> mask_markers(const Array<int32_t>& input_ids, const Offsets& offsets,
                             const Array<int32_t>& starts, const Offsets& start_offsets,
                             const Array<int32_t>& ends, const Offsets& end_offsets,
-                            bool include_end) {
+                            bool include_end, int64_t threads) {
+    check_threads(threads);
     check_offsets("start_offsets", start_offsets.data(), start_offsets.size(), starts.size());
     check_offsets("end_offsets", end_offsets.data(), end_offsets.size(), ends.size());
     const Patterns opening{starts.data(), start_offsets.data(), start_offsets.size() - 1};
@@ -90,7 +109,7 @@ Array<uint8_t> mask_markers(const Array<int32_t>& input_ids, const Offsets& offs
     uint8_t* mask = loss_mask.mutable_data();
     unlocked([&] {
         turnpack::mask_markers(input_ids.data(), input_ids.size(), offsets.data(), offsets.size(),
-                               opening, closing, include_end, mask);
+                               opening, closing, include_end, threads, mask);
     });
     return loss_mask;
 }
@@ -206,7 +225,7 @@ py::tuple pack(const Array<int32_t>& input_ids, const Array<uint8_t>& loss_mask,
                const Offsets& offsets, const Weights& loss_weights, const Offsets& rows,
                const Offsets& bin_offsets, const Offsets& fill, int64_t capacity, int32_t pad_id,
                bool flat, bool wide, const py::object& out, int64_t threads, int64_t lanes) {
-    if (threads < 1) fail("threads is ", threads, ", less than 1");
+    check_threads(threads);
     check_size("loss_mask", loss_mask.size(), input_ids.size());
     if (loss_weights) check_size("loss_weights", loss_weights->size(), input_ids.size());
     check_size("plan.fill", fill.size(), bin_offsets.size() - 1);
@@ -236,7 +255,7 @@ template <class Int>
 py::tuple unpack(const Array<Int>& input_ids, const Array<Int>& labels, const Offsets& rows,
                  const Offsets& bin_offsets, const Offsets& cu_seqlens, const Weights& loss_weights,
                  int64_t capacity, int64_t threads) {
-    if (threads < 1) fail("threads is ", threads, ", less than 1");
+    check_threads(threads);
     check_size("labels", labels.size(), input_ids.size());
     if (loss_weights) check_size("loss_weights", loss_weights->size(), input_ids.size());
     Offsets order(rows.size()), starts(rows.size()), offsets(rows.size() + 1);
@@ -253,15 +272,13 @@ py::tuple unpack(const Array<Int>& input_ids, const Array<Int>& labels, const Of
     Array<int32_t> ids(tokens);
     Array<uint8_t> mask(tokens);
     py::object weights = py::none();
-    int32_t* ids_to = ids.mutable_data();
-    uint8_t* mask_to = mask.mutable_data();
-    float* weights_to = nullptr;
+    UnpackOut out{ids.mutable_data(), mask.mutable_data(), nullptr};
     if (loss_weights) {
         Array<float> gathered(tokens);
-        weights_to = gathered.mutable_data();
+        out.loss_weights = gathered.mutable_data();
         weights = gathered;
     }
-    unlocked([&] { turnpack::unpack(in, threads, ids_to, mask_to, weights_to); });
+    unlocked([&] { turnpack::unpack(in, out, threads); });
     return py::make_tuple(ids, mask, offsets, order, weights);
 }
 
@@ -281,13 +298,14 @@ PYBIND11_MODULE(_core, m) {
           py::arg("roles").noconvert(), py::arg("row_offsets").noconvert(),
           py::arg("affixes").noconvert(), py::arg("affix_offsets").noconvert(),
           py::arg("targets").noconvert(), py::arg("suffix_targets").noconvert(),
-          py::arg("bos").noconvert(), py::arg("eos").noconvert());
+          py::arg("bos").noconvert(), py::arg("eos").noconvert(), py::arg("out"),
+          py::arg("threads"));
     m.def("mask_spans", &mask_spans, py::arg("extents").noconvert(), py::arg("offsets").noconvert(),
-          py::arg("spans").noconvert(), py::arg("span_offsets").noconvert());
+          py::arg("spans").noconvert(), py::arg("span_offsets").noconvert(), py::arg("threads"));
     m.def("mask_markers", &mask_markers, py::arg("input_ids").noconvert(),
           py::arg("offsets").noconvert(), py::arg("starts").noconvert(),
           py::arg("start_offsets").noconvert(), py::arg("ends").noconvert(),
-          py::arg("end_offsets").noconvert(), py::arg("include_end"));
+          py::arg("end_offsets").noconvert(), py::arg("include_end"), py::arg("threads"));
     m.def("plan", &plan, py::arg("lengths").noconvert(), py::arg("capacity"), py::arg("strategy"),
           py::arg("align"), py::arg("max_rows"), py::arg("threads"), py::arg("wide") = false);
     // An ordinary class, as its stub says: `type` makes it, not a type of pybind11's.
@@ -307,6 +325,10 @@ PYBIND11_MODULE(_core, m) {
           py::arg("wide"), py::arg("out"), py::arg("threads"), py::arg("lanes") = 0);
     def_unpack<int32_t>(m);
     def_unpack<int64_t>(m);
+    m.def("isa", &isa_name);
+    m.def("set_isa", &set_isa, py::arg("name"));
+    m.def("stream_from", &stream_from);
+    m.def("set_stream_from", &set_stream_from, py::arg("bytes"));
 }
 
 }  // namespace turnpack::binding

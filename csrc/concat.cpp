@@ -4,19 +4,38 @@
 
 #include "errors.h"
 #include "kernels.h"
+#include "machine.h"
+#include "stream.h"
+#include "threads.h"
 
 namespace turnpack {
 namespace {
 
-struct Writer {
-    int32_t* ids;
-    uint8_t* mask;
-
-    void write(const int32_t* from, int64_t size, bool target) {
-        ids = std::copy_n(from, size, ids);
-        mask = std::fill_n(mask, size, static_cast<uint8_t>(target));
+template <template <class> class Writer>
+void concat_rows(const ConcatIn& in, const ConcatOut& out, int64_t first, int64_t last) {
+    Writer<int32_t> input_ids(out.input_ids + out.offsets[first]);
+    Writer<uint8_t> loss_mask(out.loss_mask + out.offsets[first]);
+    const auto write = [&](const int32_t* from, int64_t size, bool target) {
+        copy_to(input_ids, from, size);
+        fill_to(loss_mask, static_cast<uint8_t>(target), size);
+    };
+    for (int64_t row = first; row < last; ++row) {
+        bool target = false;
+        write(in.bos, in.bos_size, false);
+        for (int64_t turn = in.row_offsets[row]; turn < in.row_offsets[row + 1]; ++turn) {
+            const int64_t role = in.roles[turn];
+            const int64_t* affix = in.affix_offsets + 2 * role;
+            const int64_t begin = in.turn_offsets[turn];
+            target = in.targets[role];
+            write(in.affixes + affix[0], affix[1] - affix[0], false);
+            write(in.turn_ids + begin, in.turn_offsets[turn + 1] - begin, target);
+            write(in.affixes + affix[1], affix[2] - affix[1], in.suffix_targets[role]);
+        }
+        write(in.eos, in.eos_size, target);
     }
-};
+    input_ids.finish();
+    loss_mask.finish();
+}
 
 }  // namespace
 
@@ -45,22 +64,12 @@ int64_t concat_offsets(const ConcatIn& in, int64_t* offsets) {
     return offsets[in.row_offsets_size - 1];
 }
 
-void concat(const ConcatIn& in, const int64_t* offsets, int32_t* input_ids, uint8_t* loss_mask) {
-    for (int64_t row = 0; row + 1 < in.row_offsets_size; ++row) {
-        Writer out{input_ids + offsets[row], loss_mask + offsets[row]};
-        bool target = false;
-        out.write(in.bos, in.bos_size, false);
-        for (int64_t turn = in.row_offsets[row]; turn < in.row_offsets[row + 1]; ++turn) {
-            const int64_t role = in.roles[turn];
-            const int64_t* affix = in.affix_offsets + 2 * role;
-            const int64_t begin = in.turn_offsets[turn];
-            target = in.targets[role];
-            out.write(in.affixes + affix[0], affix[1] - affix[0], false);
-            out.write(in.turn_ids + begin, in.turn_offsets[turn + 1] - begin, target);
-            out.write(in.affixes + affix[1], affix[2] - affix[1], in.suffix_targets[role]);
-        }
-        out.write(in.eos, in.eos_size, target);
-    }
+void concat(const ConcatIn& in, const ConcatOut& out, int64_t threads) {
+    const int64_t rows = in.row_offsets_size - 1;
+    const bool streams = out.offsets[rows] >= stream_from() / 5;  // bytes a token
+    const auto write = streams ? &concat_rows<Streamed> : &concat_rows<Ordinary>;
+    in_ranges(out.offsets, rows, threads,
+              [&](int64_t first, int64_t last) { write(in, out, first, last); });
 }
 
 }  // namespace turnpack

@@ -33,22 +33,30 @@ struct ConcatIn {
     int64_t eos_size;
 };
 
+struct ConcatOut {
+    const int64_t* offsets;  // [rows + 1], as concat_offsets made them
+    int32_t* input_ids;      // [what the last of them says], as the other
+    uint8_t* loss_mask;
+};
+
 // A row is: bos, then for each of its turns prefix, ids, suffix, then eos. Never targets: bos and
 // prefixes. eos is a target if the row's last turn is one. Throws on offsets that are none and on a
 // role that has no setting (the first such turn).
-// Fills offsets [rows + 1] and returns how many tokens there will be; then concat fills them.
+// Fills offsets [rows + 1] and returns how many tokens there will be; then concat fills them, on
+// `threads` threads.
 int64_t concat_offsets(const ConcatIn& in, int64_t* offsets);
-void concat(const ConcatIn& in, const int64_t* offsets, int32_t* input_ids, uint8_t* loss_mask);
+void concat(const ConcatIn& in, const ConcatOut& out, int64_t threads);
 
 // ---- mask_spans, mask_markers: -> loss mask -----------------------------------------------------
 
 // extents [n, 2] and spans [m, 2] are half open, in characters, ragged by row. A token is a target
 // if its extent and a span of its row share a character, so what is zero wide never is one. Spans
 // may overlap and stand in any order, extents too. Throws at the first bad pair: by row, in it the
-// extents before the spans.
+// extents before the spans. Works on `threads` threads.
 void mask_spans(const int64_t* extents, int64_t tokens, const int64_t* offsets,
                 int64_t offsets_size, const int64_t* spans, int64_t spans_size,
-                const int64_t* span_offsets, int64_t span_offsets_size, uint8_t* loss_mask);
+                const int64_t* span_offsets, int64_t span_offsets_size, int64_t threads,
+                uint8_t* loss_mask);
 
 // Patterns of ids, ragged; none is empty.
 struct Patterns {
@@ -62,10 +70,10 @@ struct Patterns {
 // no target. Inside, the longest end pattern that matches at j closes: with include_end it is
 // targets too and reading goes on after it; without, reading goes on outside AT j, so that its
 // tokens may belong to a start pattern. What is never closed runs to the end of the row.
-// Patterns do not reach over the end of a row.
+// Patterns do not reach over the end of a row. Works on `threads` threads.
 void mask_markers(const int32_t* input_ids, int64_t tokens, const int64_t* offsets,
                   int64_t offsets_size, const Patterns& starts, const Patterns& ends,
-                  bool include_end, uint8_t* loss_mask);
+                  bool include_end, int64_t threads, uint8_t* loss_mask);
 
 // ---- plan: lengths -> bins ----------------------------------------------------------------------
 
@@ -180,11 +188,15 @@ struct UnpackIn {
     int64_t rows;
 };
 
-// Gathers the rows on `threads` threads; a token is a target where its label is not -100.
-// loss_weights may be null. Throws at the first id, in order of output, beyond int32.
-void unpack(const UnpackIn<int32_t>& in, int64_t threads, int32_t* input_ids, uint8_t* loss_mask,
-            float* loss_weights);
-void unpack(const UnpackIn<int64_t>& in, int64_t threads, int32_t* input_ids, uint8_t* loss_mask,
-            float* loss_weights);
+struct UnpackOut {
+    int32_t* input_ids;  // [n], as all of them
+    uint8_t* loss_mask;
+    float* loss_weights;  // or null
+};
+
+// Gathers the rows on `threads` threads; a token is a target where its label is not -100. Throws at
+// the first id, in order of output, beyond int32.
+void unpack(const UnpackIn<int32_t>& in, const UnpackOut& out, int64_t threads);
+void unpack(const UnpackIn<int64_t>& in, const UnpackOut& out, int64_t threads);
 
 }  // namespace turnpack

@@ -1,131 +1,176 @@
-// Owns `pack` and `unpack` on the CPU: checks of the plan, the tuned copy, threads over bins.
+// Owns `pack` and `unpack` on the CPU: checks of the plan, the tuned copies, threads over ranges.
 // Which cell holds which token is index.h's to say; the tuned form must equal it.
 
 #include <algorithm>
 #include <atomic>
 #include <numeric>
-#include <system_error>
-#include <thread>
+#include <utility>
 #include <vector>
 
 #include "errors.h"
 #include "kernels.h"
-
-// The package is built for any x86-64; where the compiler can, the loop of `pack` also has an AVX2
-// form, chosen at run time. It is the difference between slower and faster than numba.
-#if defined(__x86_64__) && defined(__GNUC__)
-#define TP_AVX2 __attribute__((target("avx2")))
-#define TP_INLINE inline __attribute__((always_inline))
-#else
-#define TP_INLINE inline
-#endif
+#include "machine.h"
+#include "stream.h"
+#include "threads.h"
 
 namespace turnpack {
 namespace {
 
-// Runs work(begin, end) over [0, size) in as many ranges as there are threads. A thread that cannot
-// be started leaves its range to this one.
-template <class Work>
-void in_ranges(int64_t size, int64_t threads, const Work& work) {
-    const int64_t ranges = std::max<int64_t>(1, std::min(threads, size));
-    const int64_t step = size / ranges, extra = size % ranges;
-    std::vector<std::thread> running;
-    running.reserve(ranges - 1);
-    int64_t begin = 0;
-    for (int64_t range = 1; range < ranges; ++range) {
-        const int64_t end = begin + step + (range <= extra);
-        try {
-            running.emplace_back(work, begin, end);
-        } catch (const std::system_error&) {
-            break;
+template <class T>
+TP_INLINE void prefetch_lines(const T* array, int64_t begin, int64_t end) {
+    if (array == nullptr) return;
+    for (const T* line = array + begin; line < array + end; line += 64 / sizeof(T)) prefetch(line);
+}
+
+struct Row {
+    int64_t begin;
+    int64_t size;
+};
+
+// The rows that pack reads, by their place in the plan.
+struct PackRows {
+    const PackIn& in;
+
+    TP_INLINE Row at(int64_t k) const {
+        const int64_t* offset = in.offsets + in.rows[k];
+        return {offset[0], offset[1] - offset[0]};
+    }
+    TP_INLINE void fetch_index(int64_t k) const { prefetch(in.offsets + in.rows[k]); }
+    TP_INLINE void fetch(int64_t begin, int64_t end) const {
+        prefetch_lines(in.input_ids, begin, end);
+        prefetch_lines(in.loss_mask, begin, end);
+        prefetch_lines(in.loss_weights, begin, end);
+    }
+};
+
+// The rows that unpack reads, by their number.
+template <class Int>
+struct UnpackRows {
+    const UnpackIn<Int>& in;
+
+    TP_INLINE Row at(int64_t row) const {
+        return {in.starts[row], in.offsets[row + 1] - in.offsets[row]};
+    }
+    TP_INLINE void fetch_index(int64_t) const {}  // read from front to back
+    TP_INLINE void fetch(int64_t begin, int64_t end) const {
+        prefetch_lines(in.input_ids, begin, end);
+        prefetch_lines(in.labels, begin, end);
+        prefetch_lines(in.loss_weights, begin, end);
+    }
+};
+
+// Rows stand anywhere in the memory they are read from, so the machine cannot foresee where the
+// next one begins. This cursor runs over them in the order they are copied in, some way ahead of
+// the copying, and fetches what it passes.
+template <class Rows>
+class Ahead {
+  public:
+    TP_INLINE Ahead(const Rows& rows, int64_t first, int64_t last)
+        : rows_(rows), next_(first), last_(last) {
+        advance(kTokens);
+    }
+
+    TP_INLINE void advance(int64_t size) {
+        while (size > 0) {
+            if (row_.size == 0) {
+                if (next_ == last_) return;
+                if (next_ + kRows < last_) rows_.fetch_index(next_ + kRows);
+                row_ = rows_.at(next_++);
+            }
+            const int64_t part = std::min(size, row_.size);
+            rows_.fetch(row_.begin, row_.begin + part);
+            row_.begin += part;
+            row_.size -= part;
+            size -= part;
         }
-        begin = end;
     }
-    work(begin, size);
-    for (std::thread& thread : running) thread.join();
-}
 
-// Rows stand anywhere in the tokens, so the machine cannot foresee where the next one begins: the
-// first 1,024 bytes of its ids and of its mask are fetched ahead.
-void prefetch_row(const PackIn& in, int64_t row) {
-#ifdef __GNUC__
-    const int64_t token = in.offsets[row], size = in.offsets[row + 1] - token;
-    for (int64_t i = 0; i < std::min<int64_t>(size, 256); i += 16) {
-        __builtin_prefetch(in.input_ids + token + i);
-    }
-    for (int64_t i = 0; i < std::min<int64_t>(size, 1024); i += 64) {
-        __builtin_prefetch(in.loss_mask + token + i);
-    }
-#else
-    (void)in, (void)row;
-#endif
-}
+  private:
+    static constexpr int64_t kTokens = 1024, kRows = 16;
 
-template <class Int>
-TP_INLINE void count(Int* positions, Int* segments, int64_t size, Int segment) {
-    for (int64_t i = 0; i < size; ++i) positions[i] = static_cast<Int>(i);
-    for (int64_t i = 0; i < size; ++i) segments[i] = segment;
-}
+    Rows rows_;
+    int64_t next_, last_;
+    Row row_{0, 0};
+};
 
-// The cells of pack_bin in one loop for each array, which is what compilers make the most of.
-// Stores are ordinary ones: streaming past the caches changed little for outputs of this size, for
-// better or worse. Rows are fetched ahead up to `last`, where the plan's rows end.
-template <class Int>
-TP_INLINE void pack_bin_plain(const PackIn& in, const PackOut<Int>& out, int64_t bin,
-                              int64_t last) {
-    int64_t cell = in.cell_offsets[bin];
-    const int64_t first = in.bin_offsets[bin];
-    for (int64_t k = first; k < in.bin_offsets[bin + 1]; ++k) {
-        const int64_t token = in.offsets[in.rows[k]];
-        const int64_t size = in.offsets[in.rows[k] + 1] - token;
-        if (k + 2 < last) prefetch_row(in, in.rows[k + 2]);
-        const int32_t* ids = in.input_ids + token;
-        const uint8_t* mask = in.loss_mask + token;
-        Int* input_ids = out.input_ids + cell;
-        Int* labels = out.labels + cell;
-        for (int64_t i = 0; i < size; ++i) input_ids[i] = ids[i];
-        for (int64_t i = 0; i < size; ++i) {
-            const int32_t id = ids[i];  // read in any case, so that nothing branches
-            labels[i] = mask[i] ? id : kIgnore;
+// The cells of pack_bin in one loop for each array, which is what compilers make the most of. The
+// writers are filled alike, so each has as much room as any other.
+template <template <class> class Writer, class Int>
+TP_INLINE void pack_range(const PackIn& in, const PackOut<Int>& out, int64_t begin, int64_t end) {
+    const int64_t start = in.cell_offsets[begin];
+    Writer<Int> input_ids(out.input_ids + start), labels(out.labels + start),
+        position_ids(out.position_ids + start), segment_ids(out.segment_ids + start);
+    Writer<float> loss_weights(out.loss_weights ? out.loss_weights + start : nullptr);
+    const auto count = [&](int64_t from, int64_t size, Int segment) TP_INLINE_LAMBDA {
+        Int* positions = position_ids.next(size);
+        for (int64_t i = 0; i < size; ++i) positions[i] = static_cast<Int>(from + i);
+        std::fill_n(segment_ids.next(size), size, segment);
+    };
+    const PackRows rows{in};
+    Ahead ahead(rows, in.bin_offsets[begin], in.bin_offsets[end]);
+    for (int64_t bin = begin; bin < end; ++bin) {
+        const int64_t first = in.bin_offsets[bin];
+        int64_t padding = in.cell_offsets[bin + 1] - in.cell_offsets[bin];
+        for (int64_t k = first; k < in.bin_offsets[bin + 1]; ++k) {
+            const auto [token, size] = rows.at(k);
+            padding -= size;
+            for (int64_t done = 0, part; done < size; done += part) {
+                part = std::min(size - done, labels.room());
+                ahead.advance(part);
+                const int32_t* ids = in.input_ids + token + done;
+                const uint8_t* mask = in.loss_mask + token + done;
+                std::copy_n(ids, part, input_ids.next(part));
+                Int* to = labels.next(part);
+                for (int64_t i = 0; i < part; ++i) {
+                    const int32_t id = ids[i];  // read in any case, so that nothing branches
+                    to[i] = mask[i] ? id : kIgnore;
+                }
+                if (done == 0) to[0] = kIgnore;
+                count(done, part, static_cast<Int>(k - first + 1));
+                if (out.loss_weights) {
+                    float* weights = loss_weights.next(part);
+                    std::copy_n(in.loss_weights + token + done, part, weights);
+                    if (done == 0) weights[0] = 0.0f;
+                }
+            }
         }
-        labels[0] = kIgnore;
-        count(out.position_ids + cell, out.segment_ids + cell, size,
-              static_cast<Int>(k - first + 1));
-        if (out.loss_weights) {
-            std::copy_n(in.loss_weights + token, size, out.loss_weights + cell);
-            out.loss_weights[cell] = 0.0f;
+        for (int64_t done = 0, part; done < padding; done += part) {
+            part = std::min(padding - done, labels.room());
+            std::fill_n(input_ids.next(part), part, Int{in.pad_id});
+            std::fill_n(labels.next(part), part, Int{kIgnore});
+            count(done, part, Int{0});
+            if (out.loss_weights) std::fill_n(loss_weights.next(part), part, 0.0f);
         }
-        cell += size;
     }
-    const int64_t padding = in.cell_offsets[bin + 1] - cell;
-    std::fill_n(out.input_ids + cell, padding, Int{in.pad_id});
-    std::fill_n(out.labels + cell, padding, Int{kIgnore});
-    count(out.position_ids + cell, out.segment_ids + cell, padding, Int{0});
-    if (out.loss_weights) std::fill_n(out.loss_weights + cell, padding, 0.0f);
+    input_ids.finish();
+    labels.finish();
+    position_ids.finish();
+    segment_ids.finish();
+    loss_weights.finish();
 }
 
-#ifdef TP_AVX2
-template <class Int>
-TP_AVX2 void pack_bin_avx2(const PackIn& in, const PackOut<Int>& out, int64_t bin, int64_t last) {
-    pack_bin_plain(in, out, bin, last);
+template <template <class> class Writer, class Int>
+void pack_scalar(const PackIn& in, const PackOut<Int>& out, int64_t begin, int64_t end) {
+    pack_range<Writer>(in, out, begin, end);
 }
-#endif
 
-template <class Int>
-void pack_bin_tuned(const PackIn& in, const PackOut<Int>& out, int64_t bin, int64_t last) {
-#ifdef TP_AVX2
-    static const bool has_avx2 = __builtin_cpu_supports("avx2");
-    if (has_avx2) return pack_bin_avx2(in, out, bin, last);
-#endif
-    pack_bin_plain(in, out, bin, last);
+template <template <class> class Writer, class Int>
+TP_AVX2 void pack_avx2(const PackIn& in, const PackOut<Int>& out, int64_t begin, int64_t end) {
+    pack_range<Writer>(in, out, begin, end);
 }
 
 template <class Int>
 void pack_bins(const PackIn& in, const PackOut<Int>& out, int64_t bins, int64_t threads,
                int64_t lanes) {
-    in_ranges(bins, threads, [&](int64_t begin, int64_t end) {
+    constexpr int64_t cell = 4 * sizeof(Int);
+    const bool streams = in.cell_offsets[bins] >= stream_from() / cell;
+    const auto tuned = streams ? by_isa(&pack_scalar<Streamed, Int>, &pack_avx2<Streamed, Int>,
+                                        &pack_avx2<Streamed, Int>)
+                               : by_isa(&pack_scalar<Ordinary, Int>, &pack_avx2<Ordinary, Int>,
+                                        &pack_avx2<Ordinary, Int>);
+    in_ranges(in.cell_offsets, bins, threads, [&](int64_t begin, int64_t end) {
+        if (lanes == 0) return tuned(in, out, begin, end);
         for (int64_t bin = begin; bin < end; ++bin) {
-            if (lanes == 0) pack_bin_tuned(in, out, bin, in.bin_offsets[bins]);
             for (int64_t lane = 0; lane < lanes; ++lane) pack_bin(in, out, bin, lane, lanes);
         }
     });
@@ -136,27 +181,51 @@ bool is_int32(Int value) {
     return value == static_cast<int32_t>(value);
 }
 
+// Says whether all ids are within int32. Its outputs are new memory, which the system has cleared
+// just before: that they are in the caches makes up for what streaming stores would save.
 template <class Int>
-void unpack_all(const UnpackIn<Int>& in, int64_t threads, int32_t* input_ids, uint8_t* loss_mask,
-                float* loss_weights) {
-    std::atomic<bool> fits{true};
-    in_ranges(in.rows, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) {
-            const Int* ids = in.input_ids + in.starts[row];
-            const Int* labels = in.labels + in.starts[row];
-            const int64_t token = in.offsets[row], size = in.offsets[row + 1] - token;
-            int32_t* to = input_ids + token;
-            bool all = true;
-            for (int64_t i = 0; i < size; ++i) {
-                to[i] = static_cast<int32_t>(ids[i]);
-                all &= is_int32(ids[i]);
-            }
-            for (int64_t i = 0; i < size; ++i) loss_mask[token + i] = labels[i] != kIgnore;
-            if (loss_weights) {
-                std::copy_n(in.loss_weights + in.starts[row], size, loss_weights + token);
-            }
-            if (!all) fits = false;
+TP_INLINE bool unpack_range(const UnpackIn<Int>& in, const UnpackOut& out, int64_t begin,
+                            int64_t end) {
+    const UnpackRows<Int> rows{in};
+    Ahead ahead(rows, begin, end);
+    Int beyond = 0;
+    for (int64_t row = begin; row < end; ++row) {
+        const auto [cell, size] = rows.at(row);
+        ahead.advance(size);
+        const int64_t token = in.offsets[row];
+        const Int* ids = in.input_ids + cell;
+        const Int* labels = in.labels + cell;
+        int32_t* to = out.input_ids + token;
+        uint8_t* mask = out.loss_mask + token;
+        for (int64_t i = 0; i < size; ++i) {
+            to[i] = static_cast<int32_t>(ids[i]);
+            beyond |= ids[i] ^ static_cast<int32_t>(ids[i]);
         }
+        for (int64_t i = 0; i < size; ++i) mask[i] = labels[i] != kIgnore;
+        if (out.loss_weights) {
+            std::copy_n(in.loss_weights + cell, size, out.loss_weights + token);
+        }
+    }
+    return beyond == 0;
+}
+
+template <class Int>
+bool unpack_scalar(const UnpackIn<Int>& in, const UnpackOut& out, int64_t begin, int64_t end) {
+    return unpack_range(in, out, begin, end);
+}
+
+template <class Int>
+TP_AVX2 bool unpack_avx2(const UnpackIn<Int>& in, const UnpackOut& out, int64_t begin,
+                         int64_t end) {
+    return unpack_range(in, out, begin, end);
+}
+
+template <class Int>
+void unpack_all(const UnpackIn<Int>& in, const UnpackOut& out, int64_t threads) {
+    const auto tuned = by_isa(unpack_scalar<Int>, unpack_avx2<Int>, unpack_avx2<Int>);
+    std::atomic<bool> fits{true};
+    in_ranges(in.offsets, in.rows, threads, [&](int64_t begin, int64_t end) {
+        if (!tuned(in, out, begin, end)) fits = false;
     });
     if (fits) return;
     for (int64_t row = 0; row < in.rows; ++row) {
@@ -279,14 +348,12 @@ void unpack_rows(const int64_t* rows, int64_t rows_size, const int64_t* bin_offs
     }
 }
 
-void unpack(const UnpackIn<int32_t>& in, int64_t threads, int32_t* input_ids, uint8_t* loss_mask,
-            float* loss_weights) {
-    unpack_all(in, threads, input_ids, loss_mask, loss_weights);
+void unpack(const UnpackIn<int32_t>& in, const UnpackOut& out, int64_t threads) {
+    unpack_all(in, out, threads);
 }
 
-void unpack(const UnpackIn<int64_t>& in, int64_t threads, int32_t* input_ids, uint8_t* loss_mask,
-            float* loss_weights) {
-    unpack_all(in, threads, input_ids, loss_mask, loss_weights);
+void unpack(const UnpackIn<int64_t>& in, const UnpackOut& out, int64_t threads) {
+    unpack_all(in, out, threads);
 }
 
 }  // namespace turnpack

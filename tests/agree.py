@@ -3,12 +3,18 @@
 Knows no verb in particular.
 """
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from turnpack import kernels, reference
+from turnpack import _core, kernels, reference
+
+# The verbs that have a form for each instruction set, and those that have a streaming one.
+ISAS = ("scalar", "avx2", "avx512")
+BY_ISA = ("mask_spans", "mask_markers", "pack", "unpack")
+STREAMING = ("concat", "pack")
 
 
 def pack_by_lanes(lanes: int) -> Any:
@@ -34,12 +40,49 @@ def plan_wide(lengths, capacity, *, strategy="best_fit", align=1, max_rows=None,
     return kernels._plan(lengths, capacity, strategy, align, max_rows, threads, wide=True)
 
 
+@contextmanager
+def machine(isa: str, stream_from: int) -> Any:
+    """The core as on a machine of this instruction set, streaming outputs of so many bytes on."""
+    before = _core.isa(), _core.stream_from()
+    _core.set_isa(isa)
+    _core.set_stream_from(stream_from)
+    try:
+        yield
+    finally:
+        _core.set_isa(before[0])
+        _core.set_stream_from(before[1])
+
+
+def has(isa: str) -> bool:
+    try:
+        with machine(isa, 0):
+            return True
+    except ValueError:
+        return False
+
+
+def core_on(isa: str, stream_from: int, verbs: tuple[str, ...]) -> Any:
+    def form_of(verb: str) -> Any:
+        def form(*args: Any, **kwargs: Any) -> Any:
+            with machine(isa, stream_from):
+                return getattr(kernels, verb)(*args, **kwargs)
+
+        return form
+
+    return SimpleNamespace(**{verb: form_of(verb) for verb in verbs})
+
+
 IMPLEMENTATIONS = {
     "reference": reference,
     "core": kernels,
     "core-lanes": SimpleNamespace(pack=pack_by_lanes(7)),
     "core-wide": SimpleNamespace(plan=plan_wide),
 }
+ABSENT = [isa for isa in ISAS if not has(isa)]
+for isa in ISAS:
+    if isa not in ABSENT:
+        IMPLEMENTATIONS[f"core-{isa}"] = core_on(isa, 2**63 - 1, BY_ISA)
+        IMPLEMENTATIONS[f"core-{isa}-streamed"] = core_on(isa, 0, STREAMING)
 
 
 def implementations(verb: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import agree
-from turnpack import Role, Tokens
+from turnpack import Role, Tokens, reference
 
 BOS, EOS = 1, 2
 HUMAN, ASSISTANT = 0, 1
@@ -68,6 +68,57 @@ def test_nothing(impl):
     assert impl.concat(none, [0], [], [0, 0], [], bos=[BOS]).input_ids.tolist() == [BOS]
 
 
+def memory_for(tokens, shift=0):
+    """An `out` with room for so many tokens, and the arrays around its own."""
+    ids, mask = np.full(tokens + 40, 77, np.int32), np.full(tokens + 40, 77, np.uint8)
+    room = slice(shift, shift + tokens)
+    ids[room] = mask[room] = 0
+    return Tokens(ids[room], mask[room], [0, tokens]), (ids, mask)
+
+
+@pytest.mark.parametrize("shift", range(18))
+def test_out_of_any_alignment(impl, shift):
+    """Streaming stores need lines of 64 bytes: the edges of an `out` are not to be overrun."""
+    sizes = [700, 300, 0, 1, 333, 95, 64, 8]
+    given = (np.arange(sum(sizes), dtype=np.int32), agree.ragged(sizes), [0, 1] * 4, [0, 2, 6, 8])
+    settings = [Role(prefix=[1], suffix=[2, 3]), Role(suffix=[4], target=True)]
+    expected = reference.concat(*given, settings)
+    size = len(expected.input_ids)
+    out, around = memory_for(size, shift)
+    made = impl.concat(*given, settings, out=out, threads=2)
+    assert made == expected
+    for name, whole in zip(("input_ids", "loss_mask"), around, strict=True):
+        assert np.shares_memory(getattr(made, name), whole)
+        assert (whole[:shift] == 77).all()
+        assert (whole[shift + size :] == 77).all()
+
+
+def test_an_out_with_more_room(impl):
+    out, (ids, mask) = memory_for(9)
+    made = impl.concat(*turns(10, 11), [0, 1], [0, 2], [Role(), Role(target=True)], out=out)
+    assert made == Tokens(np.array([10, 11], np.int32), np.array([0, 1], np.uint8), [0, 2])
+    assert ids[:9].tolist() == [10, 11] + [0] * 7
+    assert mask[:9].tolist() == [0, 1] + [0] * 7
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda ids: Role(), TypeError, "out is Role, not Tokens"),
+        (lambda ids: memory_for(2)[0], ValueError, "out.input_ids has room for 2 tokens, not 3"),
+        (lambda ids: Tokens(ids, np.zeros(3, np.uint8), [0, 3]), ValueError,
+         "out.input_ids shares memory with another array"),
+        (lambda ids: Tokens(np.frombuffer(bytes(12), np.int32), np.zeros(3, np.uint8), [0, 3]),
+         ValueError, "out.input_ids is read-only"),
+    ],
+)  # fmt: skip
+def test_an_out_that_does_not_fit(impl, change, error, message):
+    ids = np.arange(3, dtype=np.int32)
+    with pytest.raises(error) as caught:
+        impl.concat(ids, [0, 3], [0], [0, 1], [Role()], out=change(ids))
+    assert str(caught.value) == message
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -90,6 +141,8 @@ def test_nothing(impl):
          "settings[0].prefix[0] is 2147483648, beyond int32"),
         ({"bos": 1}, TypeError, "bos is int, not a sequence of int"),
         ({"eos": ["a"]}, TypeError, "eos[0] is str, not an int"),
+        ({"threads": 0, "turn_offsets": [0, 1]}, ValueError, "threads is 0, less than 1"),
+        ({"threads": "2"}, TypeError, "threads is str, not an int"),
     ],
 )  # fmt: skip
 def test_refusals(impl, change, error, message):
@@ -129,6 +182,26 @@ def test_reference_and_core(rows, settings, bos, eos):
     )
 
 
+@given(
+    st.lists(st.lists(st.integers(0, 500), max_size=3), max_size=5),
+    st.lists(ROLES, min_size=2, max_size=2),
+    st.integers(1, 5),
+)
+def test_long_turns_and_threads(rows, settings, threads):
+    sizes = [size for row in rows for size in row]
+    kind, _ = agree.agreed(
+        "concat",
+        np.arange(sum(sizes), dtype=np.int32),
+        agree.ragged(sizes),
+        np.arange(len(sizes)) % 2,
+        agree.ragged([len(row) for row in rows]),
+        settings,
+        bos=[BOS],
+        threads=threads,
+    )
+    assert kind == "result"
+
+
 def test_70_000_rows_of_strided_read_only_input():
     rng = np.random.default_rng(0)
     sizes = rng.integers(0, 4, 140_000)
@@ -137,7 +210,13 @@ def test_70_000_rows_of_strided_read_only_input():
     offsets = np.repeat(agree.ragged(sizes).astype(np.int32), 2)[::2]
     settings = [Role(prefix=[1]), Role(suffix=[2], target=True)]
     kind, made = agree.agreed(
-        "concat", ids, offsets, np.arange(140_000) % 2, np.arange(0, 140_001, 2), settings
+        "concat",
+        ids,
+        offsets,
+        np.arange(140_000) % 2,
+        np.arange(0, 140_001, 2),
+        settings,
+        threads=2,
     )
     assert kind == "result"
     assert len(made) == 70_000

@@ -1,6 +1,7 @@
 """Owns the tests of `flatten` and `unflatten`: lists of ids to ragged arrays and back."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +25,97 @@ def test_numpy_scalars_strided_and_2d_rows(impl):
     assert impl.flatten([[np.int64(3), np.uint16(4)]])[0].tolist() == [3, 4]
     assert impl.flatten([np.arange(10)[::-3]])[0].tolist() == [9, 6, 3, 0]
     assert impl.flatten(np.arange(6, dtype=">i4").reshape(2, 3))[1].tolist() == [0, 3, 6]
+
+
+def lists(rows, offsets=np.int32, values=np.int32):
+    """An Arrow array of lists, from arrays whose memory it shares."""
+    kind = pa.ListArray if offsets == np.int32 else pa.LargeListArray
+    ids = np.array([i for row in rows for i in row], values)
+    return kind.from_arrays(agree.ragged([len(row) for row in rows]).astype(offsets), pa.array(ids))
+
+
+@pytest.mark.parametrize("values", [np.int8, np.uint16, np.int32, np.int64, np.uint64])
+@pytest.mark.parametrize("offsets", [np.int32, np.int64])
+def test_arrow_lists(impl, offsets, values):
+    rows = [[7, 8], [], [9], [1, 2, 3]]
+    made = lists(rows, offsets, values)
+    table = pa.table({"ids": pa.chunked_array([made, made[2:]])})
+    for whole, expected in [
+        (made, rows),
+        (made[1:3], rows[1:3]),
+        (made[4:], []),
+        (table["ids"], rows + rows[2:]),
+        (pa.chunked_array([made]), rows),
+        (pa.chunked_array([], made.type), []),
+        (pa.array([[1, 2], [3, 4]], pa.list_(pa.int32(), 2)), [[1, 2], [3, 4]]),
+    ]:
+        ids, ends = impl.flatten(whole)
+        assert (ids.dtype, ends.dtype) == (np.int32, np.int64)
+        assert kernels.unflatten(ids, ends) == expected
+
+
+def test_arrow_lists_that_are_none(impl):
+    for whole, error, message in [
+        (pa.array([[1], None]), TypeError, "row 1 is NoneType, not a sequence of int"),
+        (pa.array([[1], [2, None]]), TypeError, "row 1, item 1 is NoneType, not an int"),
+        (pa.array([[1], [True, False]][1:]), TypeError, "row 0, item 0 is bool, not an int"),
+        (pa.array([[1.0]]), TypeError, "row 0, item 0 is float, not an int"),
+        (pa.array([[1], [2, 2**31]]), ValueError, "row 1, item 1 is 2147483648, beyond int32"),
+        (pa.array([1, 2]), TypeError, "row 0 is int, not a sequence of int"),
+        (pa.array(["ab"]), TypeError, "row 0, item 0 is str, not an int"),
+    ]:
+        with pytest.raises(error) as caught:
+            impl.flatten(whole)
+        assert str(caught.value) == message
+    hidden = pa.array([[2**40], [None], [5]])[2:]  # what a slice leaves out is not looked at
+    assert impl.flatten(hidden)[0].tolist() == [5]
+
+
+def test_an_object_with_arrow_s_interface(impl):
+    class Column:
+        def __arrow_array__(self, type=None):
+            return lists([[1, 2], [3]])
+
+    class Stream:
+        def __arrow_c_stream__(self, requested_schema=None):
+            return pa.chunked_array([lists([[1, 2]]), lists([[3]])]).__arrow_c_stream__()
+
+    for whole in (Column(), Stream()):
+        ids, ends = impl.flatten(whole)
+        assert (ids.tolist(), ends.tolist()) == ([1, 2, 3], [0, 2, 3])
+
+
+def test_buffers_are_not_copied():
+    ids, ends = np.arange(6, dtype=np.int32), np.array([0, 2, 6])
+    array = pa.LargeListArray.from_arrays(pa.array(ends), pa.array(ids))
+    found, found_ends = kernels.flatten(array)
+    assert np.shares_memory(found, ids)
+    assert np.shares_memory(found_ends, ends)
+    assert np.shares_memory(kernels.flatten(array[1:])[0], ids)
+    assert np.shares_memory(kernels.flatten(pa.chunked_array([array]))[0], ids)
+    assert np.shares_memory(kernels.flatten(ids.reshape(2, 3))[0], ids)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, ">i4", np.int32, np.int64])
+def test_matrices(impl, dtype):
+    matrix = np.arange(12, dtype=dtype).reshape(4, 3)
+    for whole in (matrix, matrix[::-2], matrix.T, matrix[:, :0], matrix[:0]):
+        ids, ends = impl.flatten(whole)
+        assert (ids.dtype, ends.dtype) == (np.int32, np.int64)
+        assert kernels.unflatten(ids, ends) == whole.tolist()
+
+
+def test_matrices_that_are_none(impl):
+    for whole, error, message in [
+        (np.array([[1], [2**31]]), ValueError, "row 1, item 0 is 2147483648, beyond int32"),
+        (np.array([[1.0]]), TypeError, "row 0, item 0 is float64, not an int"),
+        (np.array([1]), TypeError, "row 0 is int64, not a sequence of int"),
+        (np.array([[[1]]]), TypeError, "row 0, item 0 is ndarray, not an int"),
+        (np.array(1), TypeError, "iteration over a 0-d array"),
+    ]:
+        with pytest.raises(error) as caught:
+            impl.flatten(whole)
+        assert str(caught.value) == message
 
 
 def test_nothing(impl):
@@ -119,3 +211,19 @@ def test_a_row_that_changes_while_it_is_read():
     row = [Evil(1 << 40), *range(100)]
     with pytest.raises(RuntimeError, match="row 0 changed while it was read"):
         kernels.flatten([row])
+
+
+@pytest.mark.parametrize("place", [0, 1, 15, 16, 17, 39])
+def test_an_item_of_another_kind_at_every_place(impl, place):
+    """Plain ints are read many at a time; what stands between them is not overlooked."""
+    for item, value in [(np.int16(-5), -5), (2**30, 2**30), (-(2**31), -(2**31)), (0, 0)]:
+        row = list(range(-20, 20))
+        row[place] = item
+        expected = [*range(-20, 20)]
+        expected[place] = value
+        for whole in (row, tuple(row)):
+            assert impl.flatten([whole, whole])[0].tolist() == expected * 2
+    row = list(range(40))
+    row[place] = "a"
+    with pytest.raises(TypeError, match=rf"^row 1, item {place} is str, not an int$"):
+        impl.flatten([[1], row])

@@ -66,6 +66,8 @@ def test_nothing(impl):
         ({"offsets": [0, 4]}, ValueError, "offsets ends at 4, not 3"),
         ({"offsets": [0, 2, 1, 3]}, ValueError, "offsets falls from 2 to 1 at 2"),
         ({"include_end": 1}, TypeError, "include_end is int, not a bool"),
+        ({"threads": 0, "starts": []}, ValueError, "threads is 0, less than 1"),
+        ({"threads": None}, TypeError, "threads is NoneType, not an int"),
         ({"input_ids": np.arange(3)}, TypeError, "input_ids has dtype int64, not int32"),
         ({"input_ids": np.arange(3, dtype=">i4")}, TypeError,
          "input_ids has dtype >i4, not int32"),
@@ -103,13 +105,39 @@ def test_reference_and_core(rows, starts, ends, include_end):
     agree.agreed("mask_markers", ids, offsets, starts, ends, include_end=include_end)
 
 
+@given(
+    st.lists(st.lists(st.integers(0, 40), max_size=150), max_size=4),
+    st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=3), min_size=1, max_size=20),
+    st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=2), max_size=3),
+    st.booleans(),
+    st.integers(1, 5),
+)
+def test_long_rows_many_patterns_and_threads(rows, starts, ends, include_end, threads):
+    ids = np.array([i for row in rows for i in row], np.int32)
+    offsets = agree.ragged([len(row) for row in rows])
+    kwargs = {"include_end": include_end, "threads": threads}
+    kind, _ = agree.agreed("mask_markers", ids, offsets, starts, ends, **kwargs)
+    assert kind == "result"
+
+
+@pytest.mark.parametrize("place", range(40))
+def test_a_marker_at_every_place(impl, place):
+    """Rows are read sixteen ids at a time: none is overlooked, none of the next row is seen."""
+    ids = np.full(80, 7, np.int32)
+    ids[place] = 5
+    ids[place + 40] = 2
+    for length in (place + 1, 40):
+        made = impl.mask_markers(ids[: length + 1].copy(), [0, length, length + 1], [[5]], [[2]])
+        assert made.tolist() == [0] * (place + 1) + [1] * (length - place - 1) + [0]
+
+
 def test_70_000_rows():
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, 9, 70_000)
     ids = rng.integers(0, 5, lengths.sum()).astype(np.int32)
     ids.flags.writeable = False
     kind, made = agree.agreed(
-        "mask_markers", ids, agree.ragged(lengths), [[1], [2, 3]], [[4], [0, 0]]
+        "mask_markers", ids, agree.ragged(lengths), [[1], [2, 3]], [[4], [0, 0]], threads=2
     )
     assert kind == "result"
     assert 0 < made.sum() < len(ids)

@@ -52,7 +52,33 @@ def test_nothing(impl):
 
 
 def test_characters_beyond_int32(impl):
-    assert mask(impl, [[2**40, 2**62]], [[2**61, 2**63 - 1]]) == [1]
+    most = 2**63 - 1
+    assert mask(impl, [[2**40, 2**62]], [[2**61, most]]) == [1]
+    extents = [[0, 1], [most - 1, most], [most, most]] * 3
+    assert mask(impl, extents, []) == [0] * 9
+    assert mask(impl, extents, [[most - 1, most]]) == [0, 1, 0] * 3
+    assert mask(impl, extents, [[0, most]]) == [1, 1, 0] * 3
+
+
+@pytest.mark.parametrize("place", range(20))
+@pytest.mark.parametrize("bad", [[5, 4], [-1, 3], [-3, -2], [2**62, -(2**62)]])
+def test_a_bad_extent_at_every_place(impl, place, bad):
+    """The first by row is named, whichever thread meets one first."""
+    extents = [[i, i + 1] for i in range(20)] * 4
+    for row in (1, 2, 3):
+        extents[20 * row + place] = bad
+    with pytest.raises(ValueError) as caught:
+        impl.mask_spans(
+            extents, range(0, 81, 20), [[3, 9], [12, 14]], [0, 0, 2, 2, 2], threads=place % 5 + 1
+        )
+    assert str(caught.value) == f"row 1, token {place} has extent [{bad[0]}, {bad[1]})"
+
+
+def test_a_row_is_refused_for_its_extents_first(impl):
+    with pytest.raises(ValueError, match=r"^row 0, token 1 has extent \[2, 1\)$"):
+        impl.mask_spans([[0, 1], [2, 1], [9, 8]], [0, 2, 3], [[4, 3]], [0, 1, 1], threads=2)
+    with pytest.raises(ValueError, match=r"^row 0, span 0 is \[4, 3\)$"):
+        impl.mask_spans([[0, 1], [9, 8]], [0, 1, 2], [[4, 3]], [0, 1, 1], threads=2)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +90,8 @@ def test_characters_beyond_int32(impl):
         (([[0, 2]], [0, 1], [], [0]), ValueError, "offsets has 1 rows, but span_offsets has 0"),
         (([[0, 2]], [0, 2], [], [0]), ValueError, "offsets ends at 2, not 1"),
         (([[0, 2]], [0, 1], [], [0, 1]), ValueError, "span_offsets ends at 1, not 0"),
+        (([[0, 2]], [0, 1], [], [0, 0, 0]), ValueError,
+         "offsets has 1 rows, but span_offsets has 2"),
         (([0, 2], [0, 1], [], [0, 0]), TypeError, "extents[0] is not a pair of int"),
         (([[0, 2.0]], [0, 1], [], [0, 0]), TypeError, "extents[0] is float, not an int"),
         ((np.zeros((1, 3), int), [0, 1], [], [0, 0]), TypeError,
@@ -76,6 +104,13 @@ def test_refusals(impl, arguments, error, message):
     with pytest.raises(error) as caught:
         impl.mask_spans(*arguments)
     assert str(caught.value) == message
+
+
+def test_threads_are_at_least_one(impl):
+    with pytest.raises(ValueError, match=r"^threads is 0, less than 1$"):
+        impl.mask_spans([], [1], [], [0], threads=0)
+    with pytest.raises(TypeError, match=r"^threads is float, not an int$"):
+        impl.mask_spans([], [1], [], [0], threads=2.0)
 
 
 PAIRS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 6)).map(lambda p: [p[0], sum(p)]))
@@ -97,6 +132,27 @@ def test_reference_and_core(rows, strided):
 
 
 @given(
+    st.lists(st.lists(st.integers(0, 4), max_size=60), min_size=1, max_size=4),
+    st.lists(st.integers(0, 120), max_size=8),
+    st.integers(1, 5),
+)
+def test_long_rows_as_tokenizers_make_them(widths, bounds, threads):
+    """Token after token, some zero wide, against spans that cut them anywhere."""
+    rows = [np.array(row, np.int64) for row in widths]
+    extents = [np.stack([np.cumsum(row) - row, np.cumsum(row)], axis=1) for row in rows]
+    spans = np.sort(bounds[: len(bounds) // 2 * 2]).astype(np.int64).reshape(-1, 2)
+    kind, _ = agree.agreed(
+        "mask_spans",
+        np.concatenate(extents),
+        agree.ragged([len(row) for row in widths]),
+        np.tile(spans, (len(widths), 1)),
+        np.arange(len(widths) + 1) * len(spans),
+        threads=threads,
+    )
+    assert kind == "result"
+
+
+@given(
     st.lists(st.lists(st.integers(-1, 4), min_size=2, max_size=2), max_size=4),
     st.lists(st.integers(-1, 4), max_size=4),
 )
@@ -113,6 +169,8 @@ def test_70_000_rows():
     extents = np.stack([begin, begin + rng.integers(0, 5, n)], axis=1)
     spans = np.tile([[3, 8], [12, 13]], (70_000, 1))
     offsets = agree.ragged(lengths)
-    kind, made = agree.agreed("mask_spans", extents, offsets, spans, np.arange(0, 140_001, 2))
+    kind, made = agree.agreed(
+        "mask_spans", extents, offsets, spans, np.arange(0, 140_001, 2), threads=2
+    )
     assert kind == "result"
     assert 0 < made.sum() < n

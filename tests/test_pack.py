@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agree
-from turnpack import Plan, Tokens, kernels, plan
+from turnpack import Plan, Tokens, kernels, plan, reference
 from turnpack.nouns import CELLS
 
 NO = -100
@@ -127,6 +127,29 @@ def test_out_is_overwritten(impl, layout, dtype, weighted):
     assert again == expected
     for name in CELLS + (("loss_weights",) if weighted else ()):
         assert getattr(again, name) is getattr(out, name)
+
+
+@pytest.mark.parametrize("layout", ["rows", "flat"])
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_out_of_any_alignment(impl, layout, dtype):
+    """Streaming stores need lines of 64 bytes: the edges of an `out` are not to be overrun."""
+    lengths = [700, 300, 20, 1, 333, 95, 64, 8, 31, 60]
+    tokens = tokens_of(lengths, weighted=True)
+    made = plan(lengths, 703)
+    expected = reference.pack(tokens, made, layout=layout, dtype=dtype)
+    shape = expected.labels.shape
+    for shift in range(17):
+        out = impl.pack(tokens, made, layout=layout, dtype=dtype)
+        memory = {}
+        for i, name in enumerate((*CELLS, "loss_weights")):
+            whole = np.full(64 + expected.labels.size, 77, getattr(out, name).dtype)
+            begin = (shift + 3 * i) % 17
+            memory[name] = whole, begin, begin + expected.labels.size
+            with_cells(out, **{name: whole[begin : memory[name][2]].reshape(shape)})
+        assert impl.pack(tokens, made, layout=layout, dtype=dtype, out=out, threads=2) == expected
+        for whole, begin, end in memory.values():
+            assert (whole[:begin] == 77).all()
+            assert (whole[end:] == 77).all()
 
 
 def with_cells(packed, **cells):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from . import _checks
+from . import _buffers, _checks
 from ._checks import Int64s
 from .nouns import CELLS, Packed, Plan, Role, Tokens
 
@@ -33,11 +33,13 @@ class Affixes(NamedTuple):
     suffix_target: bool
 
 
-def flatten(rows: object) -> Iterable[Any]:
-    """Take the rows, if they can be iterated over."""
+def flatten(rows: Any) -> tuple[Any, bool]:
+    """The rows, if they can be iterated over, and whether they are an Arrow array now."""
+    if _buffers.is_arrow(rows):
+        return _buffers.arrow(rows), True
     if isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
         raise TypeError(f"rows is {type(rows).__name__}, not an iterable of rows")
-    return rows
+    return rows, False
 
 
 def unflatten(values: object, offsets: object) -> tuple[Ids, Int64s]:
@@ -53,9 +55,11 @@ def concat(
     settings: object,
     bos: object,
     eos: object,
-) -> tuple[Ids, Int64s, Int64s, Int64s, list[Affixes], list[int], list[int]]:
-    """All of them in this order."""
-    return (
+    out: object,
+    threads: object,
+) -> tuple[Ids, Int64s, Int64s, Int64s, list[Affixes], list[int], list[int], int]:
+    """All of them but out in this order."""
+    checked = (
         _checks.array("turn_ids", turn_ids, np.int32),
         _checks.indices("turn_offsets", turn_offsets),
         _checks.indices("roles", roles, small=True),
@@ -63,7 +67,12 @@ def concat(
         _affixes(settings),
         _checks.ids("bos", bos),
         _checks.ids("eos", eos),
+        _checks.number("threads", threads),
     )
+    if out is not None:
+        _checks.instance("out", out, Tokens)
+        _writable(out, {"input_ids": np.int32, "loss_mask": np.uint8}, 1, [*checked[:4]])
+    return checked
 
 
 def _affixes(settings: object) -> list[Affixes]:
@@ -83,20 +92,26 @@ def _affixes(settings: object) -> list[Affixes]:
 
 
 def mask_spans(
-    extents: object, offsets: object, spans: object, span_offsets: object
-) -> tuple[Int64s, Int64s, Int64s, Int64s]:
+    extents: object, offsets: object, spans: object, span_offsets: object, threads: object
+) -> tuple[Int64s, Int64s, Int64s, Int64s, int]:
     """All of them in this order."""
     return (
         _checks.indices("extents", extents, pairs=True),
         _checks.indices("offsets", offsets),
         _checks.indices("spans", spans, pairs=True),
         _checks.indices("span_offsets", span_offsets),
+        _checks.number("threads", threads),
     )
 
 
 def mask_markers(
-    input_ids: object, offsets: object, starts: object, ends: object, include_end: object
-) -> tuple[Ids, Int64s, list[list[int]], list[list[int]], bool]:
+    input_ids: object,
+    offsets: object,
+    starts: object,
+    ends: object,
+    include_end: object,
+    threads: object,
+) -> tuple[Ids, Int64s, list[list[int]], list[list[int]], bool, int]:
     """All of them in this order."""
     return (
         _checks.array("input_ids", input_ids, np.int32),
@@ -104,6 +119,7 @@ def mask_markers(
         _checks.id_lists("starts", starts),
         _checks.id_lists("ends", ends),
         _checks.boolean("include_end", include_end),
+        _checks.number("threads", threads),
     )
 
 
@@ -175,17 +191,16 @@ def pack(
     if out is not None:
         _checks.instance("out", out, Packed)
         assert isinstance(tokens, Tokens)
-        written = CELLS if tokens.loss_weights is None else (*CELLS, "loss_weights")
-        _writable(out, written, cells, 1 if flat else 2, [*_arrays(tokens), *_arrays(plan)])
+        written: dict[str, npt.DTypeLike] = dict.fromkeys(CELLS, cells)
+        if tokens.loss_weights is not None:
+            written["loss_weights"] = np.float32
+        _writable(out, written, 1 if flat else 2, [*_arrays(tokens), *_arrays(plan)])
     return _checks.int32("pad_id", pad_id), flat, cells, _checks.number("threads", threads)
 
 
-def _writable(
-    out: object, names: Sequence[str], dtype: np.dtype[Any], ndim: int, held: list[Any]
-) -> None:
-    for name in names:
-        wanted = np.float32 if name == "loss_weights" else dtype
-        value = _checks.array(f"out.{name}", getattr(out, name), wanted, ndim=ndim)
+def _writable(out: object, dtypes: Mapping[str, npt.DTypeLike], ndim: int, held: list[Any]) -> None:
+    for name, dtype in dtypes.items():
+        value = _checks.array(f"out.{name}", getattr(out, name), dtype, ndim=ndim)
         if not value.flags.writeable:
             raise ValueError(f"out.{name} is read-only")
         if any(np.may_share_memory(value, other) for other in held):

@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from turnpack._arguments import Ids
 from turnpack._checks import Int64s
-from turnpack.nouns import Packed
+from turnpack.nouns import Packed, Tokens
 
 _Mask = npt.NDArray[np.uint8]
 _Weights = npt.NDArray[np.float32]
@@ -22,8 +22,12 @@ def concat(
     suffix_targets: _Mask,
     bos: Ids,
     eos: Ids,
+    out: Tokens | None,
+    threads: int,
 ) -> tuple[Ids, _Mask, Int64s]: ...
-def mask_spans(extents: Int64s, offsets: Int64s, spans: Int64s, span_offsets: Int64s) -> _Mask: ...
+def mask_spans(
+    extents: Int64s, offsets: Int64s, spans: Int64s, span_offsets: Int64s, threads: int
+) -> _Mask: ...
 def mask_markers(
     input_ids: Ids,
     offsets: Int64s,
@@ -32,6 +36,7 @@ def mask_markers(
     ends: Ids,
     end_offsets: Int64s,
     include_end: bool,
+    threads: int,
 ) -> _Mask: ...
 def plan(
     lengths: Int64s,
@@ -76,3 +81,7 @@ def unpack(
     capacity: int,
     threads: int,
 ) -> tuple[Ids, _Mask, Int64s, Int64s, _Weights | None]: ...
+def isa() -> str: ...
+def set_isa(name: str) -> None: ...
+def stream_from() -> int: ...
+def set_stream_from(bytes: int) -> None: ...

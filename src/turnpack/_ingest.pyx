@@ -2,7 +2,8 @@
 # Takes Python objects and returns arrays or lists; array arithmetic is the core's.
 
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
-from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact, PyLong_FromLong
+from cpython.long cimport PyLong_FromLong
+from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.stdint cimport int32_t, int64_t
@@ -12,6 +13,41 @@ import numpy as np
 from turnpack._checks import is_int
 
 
+cdef extern from *:
+    """
+    #include <stdint.h>
+
+    /* Reads ints up to the first item that is not exactly an int of one digit (30 bits), for which
+       CPython needs no call. Returns how many it read. */
+    static Py_ssize_t turnpack_read_small(PyObject **items, Py_ssize_t size, int32_t *to) {
+    #if CYTHON_COMPILING_IN_CPYTHON
+        for (Py_ssize_t i = 0; i < size; ++i) {
+            PyObject *item = items[i];
+    #ifdef __GNUC__
+            if (i + 16 < size) __builtin_prefetch(items[i + 16]);
+    #endif
+            if (!PyLong_CheckExact(item)) return i;
+    #if PY_VERSION_HEX >= 0x030C0000
+            if (!PyUnstable_Long_IsCompact((PyLongObject *)item)) return i;
+            to[i] = (int32_t)PyUnstable_Long_CompactValue((PyLongObject *)item);
+    #else
+            Py_ssize_t digits = Py_SIZE(item);
+            if (digits < -1 || digits > 1) return i;
+            to[i] = digits ? (int32_t)digits * (int32_t)((PyLongObject *)item)->ob_digit[0] : 0;
+    #endif
+        }
+        return size;
+    #else
+        return 0;
+    #endif
+    }
+    """
+    Py_ssize_t read_small "turnpack_read_small"(
+        PyObject** items, Py_ssize_t size, int32_t* to
+    ) noexcept
+    PyObject** PySequence_Fast_ITEMS(object)
+
+
 cdef class _Ids:
     """An int32 array that grows."""
 
@@ -19,20 +55,25 @@ cdef class _Ids:
     cdef int32_t[::1] room
     cdef Py_ssize_t size
 
-    def __cinit__(self):
-        self.array = np.empty(1024, np.int32)
+    def __cinit__(self, Py_ssize_t expected):
+        self.array = np.empty(max(expected, 1), np.int32)
         self.room = self.array
         self.size = 0
 
     cdef int32_t* more(self, Py_ssize_t count) except NULL:
         """Makes room for `count` more and returns where they go."""
         cdef Py_ssize_t wanted = self.size + count
-        if wanted >= self.room.shape[0]:
-            grown = np.empty(max(wanted + 1, 2 * self.room.shape[0]), np.int32)
+        if wanted > self.room.shape[0]:
+            grown = np.empty(max(wanted, 2 * self.room.shape[0]), np.int32)
             grown[: self.size] = self.array[: self.size]
             self.array = grown
             self.room = grown
-        return &self.room[self.size]
+        return &self.room[0] + self.size
+
+    cdef object taken(self):
+        if self.size == self.room.shape[0]:
+            return self.array
+        return self.array[: self.size].copy()
 
 
 cdef int32_t _checked(object item, Py_ssize_t row, Py_ssize_t i) except? -1:
@@ -42,16 +83,6 @@ cdef int32_t _checked(object item, Py_ssize_t row, Py_ssize_t i) except? -1:
     if not -(1 << 31) <= value < 1 << 31:
         raise ValueError(f"row {row}, item {i} is {value}, beyond int32")
     return value
-
-
-cdef inline int32_t _id(object item, Py_ssize_t row, Py_ssize_t i) except? -1:
-    cdef int overflow = 0
-    cdef long long value
-    if PyLong_CheckExact(item):
-        value = PyLong_AsLongLongAndOverflow(item, &overflow)
-        if overflow == 0 and value == <int32_t>value:
-            return <int32_t>value
-    return _checked(item, row, i)
 
 
 cdef int _extend_array(_Ids ids, object row, Py_ssize_t number) except -1:
@@ -69,6 +100,7 @@ cdef int _extend_array(_Ids ids, object row, Py_ssize_t number) except -1:
 cdef int _extend(_Ids ids, object row, Py_ssize_t number) except -1:
     cdef Py_ssize_t i, size
     cdef int32_t* to
+    cdef object item
     if isinstance(row, np.ndarray) and row.ndim == 1 and row.dtype.kind in "iu":
         return _extend_array(ids, row, number)
     if type(row) is not list and type(row) is not tuple:
@@ -78,30 +110,43 @@ cdef int _extend(_Ids ids, object row, Py_ssize_t number) except -1:
             raise TypeError(
                 f"row {number} is {type(row).__name__}, not a sequence of int"
             ) from None
-    if type(row) is list:
-        size = PyList_GET_SIZE(row)
-        to = ids.more(size)
-        for i in range(size):
-            if i >= PyList_GET_SIZE(row):  # an item that is not quite an int may run any code
+    cdef bint is_list = type(row) is list
+    size = PyList_GET_SIZE(row) if is_list else PyTuple_GET_SIZE(row)
+    to = ids.more(size)
+    i = 0
+    while i < size:
+        i += read_small(PySequence_Fast_ITEMS(row) + i, size - i, to + i)
+        if i < size:
+            item = <object>PyList_GET_ITEM(row, i) if is_list else <object>PyTuple_GET_ITEM(row, i)
+            to[i] = _checked(item, number, i)
+            i += 1
+            # An item that is not quite an int may run any code.
+            if is_list and PyList_GET_SIZE(row) != size:
                 raise RuntimeError(f"row {number} changed while it was read")
-            to[i] = _id(<object>PyList_GET_ITEM(row, i), number, i)
-    else:
-        size = PyTuple_GET_SIZE(row)
-        to = ids.more(size)
-        for i in range(size):
-            to[i] = _id(<object>PyTuple_GET_ITEM(row, i), number, i)
     ids.size += size
     return 0
 
 
+cdef Py_ssize_t _expected(object rows):
+    """How many ids there are, as far as that can be seen beforehand."""
+    cdef Py_ssize_t total = 0
+    if type(rows) is list or type(rows) is tuple:
+        for row in rows:
+            if type(row) is list or type(row) is tuple:
+                total += len(row)
+            elif isinstance(row, np.ndarray):
+                total += row.size
+    return total
+
+
 def flatten(rows):
     """Ragged arrays from rows of ids; see turnpack.kernels.flatten."""
-    cdef _Ids ids = _Ids()
+    cdef _Ids ids = _Ids(_expected(rows))
     ends = [0]
     for number, row in enumerate(rows):
         _extend(ids, row, number)
         ends.append(ids.size)
-    return ids.array[: ids.size].copy(), np.array(ends, np.int64)
+    return ids.taken(), np.array(ends, np.int64)
 
 
 def unflatten(const int32_t[::1] values, const int64_t[::1] offsets):

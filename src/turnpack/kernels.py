@@ -5,17 +5,21 @@ Python. Computes nothing itself, and never falls back to the reference.
 
 Lengths and offsets are int32 or int64 arrays of any stride or sequences of int, widened to int64.
 Token arrays are taken as they are: 1-D, C-contiguous, of exactly the dtype named, else TypeError.
+
+The core takes the best of the instruction sets that the machine has, or the one that the
+environment variable TURNPACK_ISA names: scalar, avx2 or avx512. Results are the same.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _arguments, _checks
+from . import _arguments, _buffers, _checks
 from ._arguments import Indices
 from ._checks import Int64s
 from .nouns import Packed, Plan, Role, Tokens, trusted
@@ -28,6 +32,12 @@ except ImportError as error:
         "`pip install --force-reinstall --no-deps turnpack`, or in a checkout with "
         "`python setup.py build_ext --inplace`"
     ) from error
+
+if os.environ.get("TURNPACK_ISA"):
+    try:
+        _core.set_isa(os.environ["TURNPACK_ISA"])
+    except ValueError as error:
+        raise ValueError(f"TURNPACK_ISA: {error}") from None
 
 __all__ = [
     "Planner",
@@ -47,13 +57,23 @@ def flatten(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Ragged arrays from rows of ids: values int32 `[n]`, offsets int64 `[rows + 1]`.
 
-    A row may be a list, a tuple, an integer array or any other iterable of int. Raises TypeError
-    for an item that is not an int (a bool is none), ValueError for one beyond int32.
+    A row may be a list, a tuple, an integer array or any other iterable of int. `rows` may also be
+    a matrix of integers or anything with the interface of Arrow (a ListArray, a column of a table,
+    an awkward array): int32 values, and int64 offsets from 0, are then not copied, so that the
+    results share memory with `rows` and may be read-only.
+
+    Raises TypeError for an item that is not an int (a bool is none), ValueError for one beyond
+    int32.
 
     >>> flatten([[7, 8], [], (9,)])
     (array([7, 8, 9], dtype=int32), array([0, 2, 2, 3]))
     """
-    return _ingest.flatten(_arguments.flatten(rows))
+    given, is_arrow = _arguments.flatten(rows)
+    if is_arrow:
+        return _buffers.from_arrow(given) or _ingest.flatten(given.to_pylist())
+    if type(given) is np.ndarray:
+        return _buffers.from_matrix(given) or _ingest.flatten(given)
+    return _ingest.flatten(given)
 
 
 def unflatten(values: npt.NDArray[np.int32], offsets: Indices) -> list[list[int]]:
@@ -76,6 +96,8 @@ def concat(
     *,
     bos: Sequence[int] = (),
     eos: Sequence[int] = (),
+    out: Tokens | None = None,
+    threads: int = 1,
 ) -> Tokens:
     """Rows and their loss mask from turns that are tokenized already.
 
@@ -83,8 +105,11 @@ def concat(
     `settings` a turn has. `row_offsets` `[rows + 1]`: which turns make a row. A row is `bos`, for
     each turn the prefix of its role, its ids and the suffix, then `eos`. `bos` and prefixes are no
     targets; a turn's ids and its suffix are if its `Role` says so; `eos` is if the last turn is.
+    With `out`, an earlier result with room for as many tokens, these are written into its memory,
+    which the result then holds. `threads` work on ranges of rows.
 
-    Raises ValueError for offsets that are none and for a role without settings.
+    Raises ValueError for offsets that are none, for a role without settings and for an `out` that
+    has no room.
 
     Two exchanges as Firefly trains on them, `<s>`=1 once and `</s>`=2 after each turn:
 
@@ -97,8 +122,8 @@ def concat(
     >>> made.loss_mask.tolist()
     [0, 0, 0, 1, 1, 0, 0, 1, 1]
     """
-    ids, turn_ends, role_of, row_ends, affixes, bos, eos = _arguments.concat(
-        turn_ids, turn_offsets, roles, row_offsets, settings, bos, eos
+    ids, turn_ends, role_of, row_ends, affixes, bos, eos, threads = _arguments.concat(
+        turn_ids, turn_offsets, roles, row_offsets, settings, bos, eos, out, threads
     )
     input_ids, loss_mask, offsets = _core.concat(
         ids,
@@ -110,6 +135,8 @@ def concat(
         np.array([role.suffix_target for role in affixes], np.uint8),
         np.array(bos, np.int32),
         np.array(eos, np.int32),
+        out,
+        threads,
     )
     return trusted(
         Tokens, input_ids, loss_mask, offsets, np.arange(len(offsets) - 1, dtype=np.int64), None
@@ -117,13 +144,19 @@ def concat(
 
 
 def mask_spans(
-    extents: Indices, offsets: Indices, spans: Indices, span_offsets: Indices
+    extents: Indices,
+    offsets: Indices,
+    spans: Indices,
+    span_offsets: Indices,
+    *,
+    threads: int = 1,
 ) -> npt.NDArray[np.uint8]:
     """Loss mask uint8 `[n]` of the tokens that share a character with a target span.
 
     `extents` `[n, 2]`: half-open characters of each token, ragged by `offsets` `[rows + 1]`;
     `spans` `[m, 2]`: half-open target spans, ragged by `span_offsets` `[rows + 1]`. Neither has to
-    be in order, and spans may overlap. What is zero wide never shares a character.
+    be in order, and spans may overlap. What is zero wide never shares a character. `threads` work
+    on ranges of rows.
 
     Raises ValueError for offsets that are none and for an extent or span that is negative or ends
     before it begins.
@@ -131,7 +164,7 @@ def mask_spans(
     >>> mask_spans([[0, 2], [2, 2], [2, 5], [5, 7]], [0, 4], [[4, 6]], [0, 1])
     array([0, 0, 1, 1], dtype=uint8)
     """
-    return _core.mask_spans(*_arguments.mask_spans(extents, offsets, spans, span_offsets))
+    return _core.mask_spans(*_arguments.mask_spans(extents, offsets, spans, span_offsets, threads))
 
 
 def mask_markers(
@@ -141,13 +174,14 @@ def mask_markers(
     ends: Sequence[Sequence[int]],
     *,
     include_end: bool = True,
+    threads: int = 1,
 ) -> npt.NDArray[np.uint8]:
     """Loss mask uint8 `[n]` of what stands between markers, for rows that are tokenized already.
 
     `input_ids` int32 `[n]`, ragged by `offsets` `[rows + 1]`; `starts`, `ends`: patterns of ids.
     Targets begin after a start pattern and run through the next end pattern (up to it without
     `include_end`; then it may be part of a start pattern), or to the end of the row. Where several
-    patterns match, the longest does.
+    patterns match, the longest does. `threads` work on ranges of rows.
 
     Raises ValueError for offsets that are none, an empty pattern, or no start pattern.
 
@@ -155,11 +189,11 @@ def mask_markers(
     >>> mask_markers(ids, [0, 8], starts=[[5, 6]], ends=[[2]])
     array([0, 0, 0, 1, 1, 1, 0, 0], dtype=uint8)
     """
-    input_ids, found, opening, closing, include_end = _arguments.mask_markers(
-        input_ids, offsets, starts, ends, include_end
+    input_ids, found, opening, closing, include_end, threads = _arguments.mask_markers(
+        input_ids, offsets, starts, ends, include_end, threads
     )
     return _core.mask_markers(
-        input_ids, found, *_ingest.flatten(opening), *_ingest.flatten(closing), include_end
+        input_ids, found, *_ingest.flatten(opening), *_ingest.flatten(closing), include_end, threads
     )
 
 

@@ -26,9 +26,10 @@ def flatten(
     rows: Iterable[Iterable[int]],
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """As kernels.flatten."""
+    given, is_arrow = _arguments.flatten(rows)
     values: list[int] = []
     offsets = [0]
-    for number, row in enumerate(_arguments.flatten(rows)):
+    for number, row in enumerate(given.to_pylist() if is_arrow else given):
         try:
             items = list(row)
         except TypeError:
@@ -61,11 +62,14 @@ def concat(
     *,
     bos: Sequence[int] = (),
     eos: Sequence[int] = (),
+    out: Tokens | None = None,
+    threads: int = 1,
 ) -> Tokens:
     """As kernels.concat."""
-    ids, turn_ends, role_of, row_ends, affixes, bos, eos = _arguments.concat(
-        turn_ids, turn_offsets, roles, row_offsets, settings, bos, eos
+    ids, turn_ends, role_of, row_ends, affixes, bos, eos, threads = _arguments.concat(
+        turn_ids, turn_offsets, roles, row_offsets, settings, bos, eos, out, threads
     )
+    _check_threads(threads)
     turns = [ids[begin:end].tolist() for begin, end in _ranges("turn_offsets", turn_ends, len(ids))]
     if len(role_of) != len(turns):
         raise ValueError(f"roles has {len(role_of)} entries, but there are {len(turns)} turns")
@@ -92,16 +96,33 @@ def concat(
             last_is_target = affixes[role].target
         write(eos, last_is_target)
         offsets.append(len(input_ids))
-    return Tokens(np.array(input_ids, np.int32), np.array(loss_mask, np.uint8), np.array(offsets))
+    if out is None:
+        made_ids, made_mask = np.array(input_ids, np.int32), np.array(loss_mask, np.uint8)
+    else:
+        for name, room in (("input_ids", out.input_ids), ("loss_mask", out.loss_mask)):
+            if len(room) < len(input_ids):
+                raise ValueError(
+                    f"out.{name} has room for {len(room)} tokens, not {len(input_ids)}"
+                )
+        made_ids, made_mask = out.input_ids[: len(input_ids)], out.loss_mask[: len(input_ids)]
+        made_ids[:] = input_ids
+        made_mask[:] = loss_mask
+    return Tokens(made_ids, made_mask, np.array(offsets))
 
 
 def mask_spans(
-    extents: Indices, offsets: Indices, spans: Indices, span_offsets: Indices
+    extents: Indices,
+    offsets: Indices,
+    spans: Indices,
+    span_offsets: Indices,
+    *,
+    threads: int = 1,
 ) -> npt.NDArray[np.uint8]:
     """As kernels.mask_spans."""
-    extents, offsets, spans, span_offsets = _arguments.mask_spans(
-        extents, offsets, spans, span_offsets
+    extents, offsets, spans, span_offsets, threads = _arguments.mask_spans(
+        extents, offsets, spans, span_offsets, threads
     )
+    _check_threads(threads)
     token_ranges = _ranges("offsets", offsets, len(extents))
     span_ranges = _ranges("span_offsets", span_offsets, len(spans))
     if len(token_ranges) != len(span_ranges):
@@ -131,11 +152,13 @@ def mask_markers(
     ends: Sequence[Sequence[int]],
     *,
     include_end: bool = True,
+    threads: int = 1,
 ) -> npt.NDArray[np.uint8]:
     """As kernels.mask_markers."""
-    input_ids, offsets, opening, closing, include_end = _arguments.mask_markers(
-        input_ids, offsets, starts, ends, include_end
+    input_ids, offsets, opening, closing, include_end, threads = _arguments.mask_markers(
+        input_ids, offsets, starts, ends, include_end, threads
     )
+    _check_threads(threads)
     if not opening:
         raise ValueError("starts is empty")
     for name, patterns in (("starts", opening), ("ends", closing)):
@@ -406,8 +429,7 @@ def pack(
     pad_id, flat, cell_type, threads = _arguments.pack(
         tokens, plan, pad_id, layout, dtype, out, threads
     )
-    if threads < 1:
-        raise ValueError(f"threads is {threads}, less than 1")
+    _check_threads(threads)
     row_ranges = _ranges("offsets", tokens.offsets, len(tokens.input_ids))
     bin_ranges = _ranges("plan.offsets", plan.offsets, len(plan.rows))
     bins = [plan.rows[begin:end].tolist() for begin, end in bin_ranges]
@@ -509,8 +531,7 @@ def _check_bins(
 def unpack(packed: Packed, *, threads: int = 1) -> Tokens:
     """As kernels.unpack, on one thread."""
     threads = _arguments.unpack(packed, threads)
-    if threads < 1:
-        raise ValueError(f"threads is {threads}, less than 1")
+    _check_threads(threads)
     ids, labels = packed.input_ids.ravel().tolist(), packed.labels.ravel().tolist()
     weights = None if packed.loss_weights is None else packed.loss_weights.ravel().tolist()
     rows = packed.rows.tolist()
@@ -581,3 +602,8 @@ def _ranges(name: str, offsets: npt.NDArray[np.int64], end: int) -> list[tuple[i
     if bounds[-1] != end:
         raise ValueError(f"{name} ends at {bounds[-1]}, not {end}")
     return list(pairwise(bounds))
+
+
+def _check_threads(threads: int) -> None:
+    if threads < 1:
+        raise ValueError(f"threads is {threads}, less than 1")
