@@ -24,7 +24,10 @@ def measure():
 
 
 def gathered(made):
-    """What pytest-benchmark wrote, as groups of forms; `bytes`: what a benchmark says it moves."""
+    """What pytest-benchmark wrote, as groups of forms, with what a benchmark says besides.
+
+    `bytes`: what a form must read and write. `utilization`: how full its bins are.
+    """
     groups = {}
     for each in made["benchmarks"]:
         params = each["params"] or {"form": table.MEMCPY}
@@ -33,7 +36,7 @@ def gathered(made):
             "median_ms": round(each["stats"]["median"] * 1e3, 4),
             "min_ms": round(each["stats"]["min"] * 1e3, 4),
             "rounds": each["stats"]["rounds"],
-            **{key: value for key, value in each["extra_info"].items() if key == "bytes"},
+            **each["extra_info"],
         }
     return groups
 

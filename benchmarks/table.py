@@ -45,11 +45,12 @@ def kernels(results):
             f"{form.lstrip(', ')}: {share:.0%}".removeprefix(": ") for form, share in shares.items()
         )
         others = [
-            f"{form} {_ratio(figures, forms[ours])}"
+            f"{form} {_ratio(figures, forms[ours])}{_full(figures)}"
             for form, figures in forms.items()
             if form != ours and not (shares and form.startswith(MEMCPY))
         ]
-        yield f"| {group} | {_time(forms[ours])} | {share} | {', '.join(others)} |"
+        median = _time(forms[ours]) + _full(forms[ours])
+        yield f"| {group} | {median} | {share} | {', '.join(others)} |"
     yield from _caption(results)
 
 
@@ -64,6 +65,10 @@ def _shares(forms, ours):
             yield form, _rate(figures) / _rate(beside)
 
 
+def _full(figures):
+    return f" ({figures['utilization']:.3%} full)" if "utilization" in figures else ""
+
+
 def _rate(figures):
     return figures["bytes"] / figures["median_ms"]
 
@@ -75,7 +80,7 @@ def peers(results):
     for group, forms in results["groups"].items():
         ours = next(iter(forms.values()))
         for form, figures in forms.items():
-            full = f"{100 * figures['full']:.2f}%" if "full" in figures else ""
+            full = f"{figures['utilization']:.2%}" if "utilization" in figures else ""
             yield f"| {group} | {form} | {_time(figures)} | {_ratio(figures, ours)} | {full} |"
             group = ""
     yield from _caption(results)

@@ -40,6 +40,10 @@ def test_the_kernels(table):
     groups = {
         "flatten": forms(core=24.188, numpy=93.0, reference=11_000.0),
         "plan": forms(first_fit=0.8, best_fit=0.05),
+        "planner": {
+            "core": {"median_ms": 4.0, "utilization": 0.999984},
+            "windows": {"median_ms": 50.0, "utilization": 0.9954},
+        },
         "render": forms(mine=1500.0, other=15_000.0),
         "pack": {
             "core": {"median_ms": 6.0, "bytes": 63},
@@ -60,6 +64,7 @@ def test_the_kernels(table):
         "| --- | ---: | ---: | --- |",
         "| flatten | 24.19 ms |  | numpy 3.84, reference 455 |",
         "| plan | 50.00 µs |  | first_fit 16.0 |",
+        "| planner | 4.00 ms (99.998% full) |  | windows 12.5 (99.540% full) |",
         "| render | 1.50 s |  | other 10.0 |",
         "| pack | 6.00 ms | 52%; 2 threads: 52% | core, 2 threads 0.50, numba 4.00 |",
         "| mask | 4.00 ms | 25%; 2 threads: 50% | core, 2 threads 0.50 |",
@@ -71,8 +76,8 @@ def test_the_kernels(table):
 def test_the_peers(table):
     groups = {
         "plan 7 rows": {
-            "turnpack": {"median_ms": 0.5, "full": 0.99991},
-            "Peer 1.0": {"median_ms": 60.0, "full": 0.97},
+            "turnpack": {"median_ms": 0.5, "utilization": 0.99991},
+            "Peer 1.0": {"median_ms": 60.0, "utilization": 0.97},
         },
         "prepare": {
             "turnpack": {"median_ms": 2000.0, "stages_s": {"encode": 1.8, "plan": 0.0031}},
@@ -106,14 +111,15 @@ def test_what_pytest_benchmark_wrote_is_gathered(table):
         stats = {"median": median, "min": median / 2, "rounds": 3}
         return {"group": group, "params": params, "extra_info": extra, "stats": stats}
 
+    said = {"bytes": 100, "utilization": 0.5}
     benchmarks = [
-        made("pack", {"form": "core"}, 0.004, bytes=100, other="x"),
+        made("pack", {"form": "core"}, 0.004, **said),
         made("pack", None, 0.002, bytes=80),
         made("plan", {"strategy": "best_fit"}, 0.001),
     ]
     assert run.gathered({"benchmarks": benchmarks}) == {
         "pack": {
-            "core": {"median_ms": 4.0, "min_ms": 2.0, "rounds": 3, "bytes": 100},
+            "core": {"median_ms": 4.0, "min_ms": 2.0, "rounds": 3, **said},
             "memcpy": {"median_ms": 2.0, "min_ms": 1.0, "rounds": 3, "bytes": 80},
         },
         "plan": {"best_fit": {"median_ms": 1.0, "min_ms": 0.5, "rounds": 3}},

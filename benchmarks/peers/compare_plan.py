@@ -28,11 +28,11 @@ def ours(lengths):
     return plan, Form(
         "turnpack",
         lambda: kernels.plan(lengths, CAPACITY),
-        figures={"full": full(plan.num_bins, lengths)},
+        figures={"utilization": utilization(plan.num_bins, lengths)},
     )
 
 
-def full(bins, lengths):
+def utilization(bins, lengths):
     return float(lengths.sum() / (bins * CAPACITY))
 
 
@@ -65,7 +65,7 @@ def at_a_million(lengths):
             Form(
                 packages.title("seqpacker"),
                 lambda: packer.pack_flat(lengths),
-                figures={"full": full(bins, lengths)},
+                figures={"utilization": utilization(bins, lengths)},
             )
         )
 
@@ -84,7 +84,7 @@ def at_a_million(lengths):
         Form(
             f"{packages.title('axolotl')}, numba, groups of 100,000",
             first_fit,
-            figures={"full": full(of_rows(first_fit(), lengths), lengths)},
+            figures={"utilization": utilization(of_rows(first_fit(), lengths), lengths)},
         )
     )
 
@@ -100,7 +100,7 @@ def at_a_million(lengths):
         Form(
             f"{packages.title('llamafactory')}, windows of 1,000",
             knapsacks,
-            figures={"full": full(of_lengths(knapsacks(), lengths), lengths)},
+            figures={"utilization": utilization(of_lengths(knapsacks(), lengths), lengths)},
         )
     )
     yield f"plan {len(lengths):,} rows", forms, 5
@@ -140,7 +140,7 @@ def trl(lengths):
             Form(
                 f"{packages.title('ms-swift')}, windows of 1,000",
                 constant_volume,
-                figures={"full": full(of_rows(packs, lengths), lengths)},
+                figures={"utilization": utilization(of_rows(packs, lengths), lengths)},
             ),
         ],
         5,
@@ -159,7 +159,9 @@ def quadratic(lengths):
             Form(
                 f"{packages.title('nemo-toolkit')}, {name}",
                 lambda rule=rule: rule(given, CAPACITY),
-                figures={"full": full(of_lengths(rule(given, CAPACITY), lengths), lengths)},
+                figures={
+                    "utilization": utilization(of_lengths(rule(given, CAPACITY), lengths), lengths)
+                },
             )
         )
     yield f"plan {len(lengths):,} rows", forms, 5

@@ -132,7 +132,7 @@ def ours(name, options, chats, tokenizer, folder, figures):
             )
         seconds = perf_counter() - begun - spent
         form.figures["stages_s"] = {stage: round(report.seconds[stage], 4) for stage in STAGES}
-        form.figures["full"] = report.utilization
+        form.figures["utilization"] = report.utilization
         assert report.tokens["total"] == figures["tokens"]
         return seconds
 
@@ -164,7 +164,7 @@ class TRL:
         def run():
             seconds, packed, stages = self.prepared(packing=True)
             form.figures["stages_s"] = stages
-            form.figures["full"] = figures["tokens"] / (len(packed) * CAPACITY)
+            form.figures["utilization"] = figures["tokens"] / (len(packed) * CAPACITY)
             assert sum(map(sum, packed["seq_lengths"])) == figures["tokens"]
             return seconds
 
