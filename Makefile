@@ -6,7 +6,7 @@ SAMPLE := $(wildcard examples/sample/*.json examples/sample/*.jsonl)
 BUILT_FROM := pyproject.toml setup.py constraints.txt src/turnpack/_ingest.pyx \
 	$(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: demo test lint bench format clean
+.PHONY: demo test lint bench bench-peers format clean
 
 demo: .venv/demo
 	@rm -rf demo-output
@@ -25,19 +25,22 @@ lint: .venv/lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/stubtest --mypy-config-file pyproject.toml turnpack._core turnpack._ingest
-	$(BIN)/clang-format --dry-run -Werror csrc/*
+	$(BIN)/clang-format --dry-run -Werror csrc/* benchmarks/peers/*.cpp
 
-# The figures of the README's table; see benchmarks/README.md.
+# The figures of the README's tables; see benchmarks/README.md.
 bench: .venv/bench
 	$(BIN)/python benchmarks/run.py
+
+bench-peers: .venv-peers/peers
+	.venv-peers/bin/python benchmarks/peers
 
 format: .venv/lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*
+	$(BIN)/clang-format -i csrc/* benchmarks/peers/*.cpp
 
 clean:
-	rm -rf .venv build demo-output *.egg-info src/*.egg-info src/turnpack/*.so src/turnpack/_ingest.cpp
+	rm -rf .venv .venv-peers build demo-output *.egg-info src/*.egg-info src/turnpack/*.so src/turnpack/_ingest.cpp
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv
@@ -48,4 +51,17 @@ clean:
 	rm -rf build
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--editable '.[$*]'
+	@touch $@
+
+# The peers want versions of their own, so they have an environment of their own. seqpacker is
+# compared where its Rust source builds.
+.venv-peers/peers: $(BUILT_FROM) benchmarks/peers/alone.txt
+	$(PYTHON) -m venv .venv-peers
+	rm -rf build
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[peers]'
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check --no-deps \
+		--requirement benchmarks/peers/alone.txt
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check seqpacker \
+		> .venv-peers/seqpacker.log 2>&1 || echo "seqpacker does not build here: it is left out"
 	@touch $@
