@@ -87,6 +87,7 @@ for isa in ISAS:
 
 def implementations(verb: str) -> dict[str, Any]:
     """The implementations that have a form of their own for this verb."""
+    verb = {"planner": "Planner"}.get(verb, verb)  # the one that is a class
     return {name: impl for name, impl in IMPLEMENTATIONS.items() if hasattr(impl, verb)}
 
 

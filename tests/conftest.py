@@ -11,8 +11,7 @@ import agree
 def pytest_generate_tests(metafunc):
     if "impl" in metafunc.fixturenames:
         verb = metafunc.module.__name__.removeprefix("test_")
-        # test_planner's is a class
-        found = agree.implementations(verb) or agree.implementations(verb.capitalize())
+        found = agree.implementations(verb)
         forms = [pytest.param(impl, id=name) for name, impl in found.items()]
         if verb in agree.BY_ISA:
             forms += [
