@@ -6,6 +6,7 @@ which nobody writes as a stream. Never imported by src/.
 
 import json
 from bisect import bisect_left, insort
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, pairwise
 
 import jinja2
@@ -15,6 +16,16 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numba import njit
 
 IGNORE = -100
+
+
+def memcpy(target, source, threads=1):
+    """What the machine can do; NumPy gives up the GIL while it copies."""
+    if threads == 1:
+        np.copyto(target, source)
+        return
+    parts = np.array_split(target, threads), np.array_split(source, threads)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(np.copyto, *parts))
 
 
 def bare_jinja(source):
@@ -56,6 +67,28 @@ def concat_plain(turns, roles, rows, settings, bos):
 
 
 @njit(cache=False)
+def concat_numba(
+    turn_ids, turn_offsets, roles, row_offsets, prefixes, suffixes, targets, bos, ids, mask
+):
+    """One id of BOS; prefixes, suffixes: a matrix each, by role."""
+    at = 0
+    for row in range(len(row_offsets) - 1):
+        ids[at], mask[at] = bos, 0
+        at += 1
+        for turn in range(row_offsets[row], row_offsets[row + 1]):
+            role = roles[turn]
+            for id in prefixes[role]:
+                ids[at], mask[at] = id, 0
+                at += 1
+            for i in range(turn_offsets[turn], turn_offsets[turn + 1]):
+                ids[at], mask[at] = turn_ids[i], targets[role]
+                at += 1
+            for id in suffixes[role]:
+                ids[at], mask[at] = id, targets[role]
+                at += 1
+
+
+@njit(cache=False)
 def mask_spans_numba(extents, offsets, spans, span_offsets, mask):
     for row in range(len(offsets) - 1):
         for i in range(offsets[row], offsets[row + 1]):
@@ -64,6 +97,26 @@ def mask_spans_numba(extents, offsets, spans, span_offsets, mask):
                 if max(extents[i, 0], spans[s, 0]) < min(extents[i, 1], spans[s, 1]):
                     mask[i] = 1
                     break
+
+
+def mask_markers_plain(rows, start, end):
+    """A scan over a list for each row: how trainers mark answers. One pattern of each kind."""
+    masks = []
+    for ids in rows:
+        mask = [0] * len(ids)
+        at, inside = 0, False
+        while at < len(ids):
+            pattern = end if inside else start
+            if ids[at] == pattern[0] and ids[at : at + len(pattern)] == pattern:
+                if inside:
+                    mask[at : at + len(pattern)] = [1] * len(pattern)
+                at += len(pattern)
+                inside = not inside
+            else:
+                mask[at] = int(inside)
+                at += 1
+        masks.append(mask)
+    return masks
 
 
 @njit(cache=False)

@@ -1,4 +1,7 @@
-"""Owns the benchmark of `concat`: 8,192 turns of 350 tokens in the middle, two to a row."""
+"""Owns the benchmarks of `concat`: 8,192 and 37,500 turns, two to a row.
+
+The many are written into memory that is reused, but for `core, new memory`.
+"""
 
 from itertools import chain
 
@@ -6,17 +9,23 @@ import numpy as np
 import pytest
 
 import baselines
+from conftest import threads_of
 from turnpack import Role, kernels, reference
 
 SETTINGS = [Role(prefix=[3, 4], suffix=[2]), Role(prefix=[3, 5], suffix=[2], target=True)]
 
 
-@pytest.mark.benchmark(group="concat")
-@pytest.mark.parametrize("form", ["core", "plain", "reference"])
-def test_concat(benchmark, tokens, form):
+def arguments(tokens):
     turns = len(tokens)
     roles, ends = np.arange(turns, dtype=np.uint8) % 2, np.arange(0, turns + 1, 2)
-    args = (tokens.input_ids, tokens.offsets, roles, ends, SETTINGS)
+    return tokens.input_ids, tokens.offsets, roles, ends, SETTINGS
+
+
+@pytest.mark.benchmark(group="concat 8,192 turns")
+@pytest.mark.parametrize("form", ["core", "plain", "reference"])
+def test_concat(benchmark, tokens, form):
+    args = arguments(tokens)
+    _, _, roles, ends, _ = args
     expected = kernels.concat(*args, bos=[1])
     if form == "plain":
         lists = kernels.unflatten(tokens.input_ids, tokens.offsets)
@@ -30,3 +39,29 @@ def test_concat(benchmark, tokens, form):
         verb = {"core": kernels, "reference": reference}[form].concat
         assert verb(*args, bos=[1]) == expected
         benchmark(verb, *args, bos=[1])
+
+
+@pytest.mark.benchmark(group="concat 20 million tokens")
+@pytest.mark.parametrize(
+    "form",
+    ["core", "core, 2 threads", "core, new memory", "numba", "memcpy", "memcpy, 2 threads"],
+)
+def test_concat_many(timed, many_tokens, form):
+    args = arguments(many_tokens)
+    expected = kernels.concat(*args, bos=[1])
+    out = kernels.concat(*args, bos=[1])
+    out.input_ids.fill(-1)
+    written = out.input_ids, out.loss_mask
+    if form == "numba":
+        prefixes = np.array([role.prefix for role in SETTINGS], np.int32)
+        suffixes = np.array([role.suffix for role in SETTINGS], np.int32)
+        targets = np.array([role.target for role in SETTINGS], np.uint8)
+        given = *args[:4], prefixes, suffixes, targets, 1, *written
+        run = lambda: baselines.concat_numba(*given)  # noqa: E731
+    else:
+        kwargs = {"out": None if "new" in form else out, "threads": threads_of(form)}
+        run = lambda: kernels.concat(*args, bos=[1], **kwargs)  # noqa: E731
+    run()
+    assert "new" in form or out == expected
+    moved = sum(array.nbytes for array in (*args[:4], *written, expected.offsets))
+    timed(form, run, moved, 15)

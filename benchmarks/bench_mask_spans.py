@@ -1,35 +1,66 @@
-"""Owns the benchmark of `mask_spans`: 8,192 rows, 4.3 million tokens, four spans in each row."""
+"""Owns the benchmarks of `mask_spans`: 8,192 and 37,500 rows, four spans in each."""
 
 import numpy as np
 import pytest
 
 import baselines
+from conftest import threads_of
 from turnpack import kernels, reference
 
 
-@pytest.fixture(scope="module")
-def arguments(tokens):
+def arguments(lengths):
     """Tokens of 1 to 5 characters one after the other; every second eighth of a row is a target."""
-    widths = np.random.default_rng(2).integers(1, 6, len(tokens.input_ids))
-    end = np.cumsum(widths)
-    begin = end - widths
-    first = np.repeat(begin[tokens.offsets[:-1]], tokens.lengths)
-    extents = np.stack([begin - first, end - first], axis=1)
-    characters = extents[tokens.offsets[1:] - 1, 1]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    widths = np.random.default_rng(2).integers(1, 6, offsets[-1])
+    extents = np.empty((len(widths), 2), np.int64)
+    np.cumsum(widths, out=extents[:, 1])
+    extents[:, 1] -= np.repeat(extents[offsets[:-1], 1] - widths[offsets[:-1]], lengths)
+    np.subtract(extents[:, 1], widths, out=extents[:, 0])
+    characters = extents[offsets[1:] - 1, 1]
     eighths = np.arange(1, 9)[None, :] * characters[:, None] // 8
-    return extents, tokens.offsets, eighths.reshape(-1, 2), np.arange(len(tokens) + 1) * 4
+    return extents, offsets, eighths.reshape(-1, 2), np.arange(len(lengths) + 1) * 4
 
 
-@pytest.mark.benchmark(group="mask_spans")
+@pytest.fixture(scope="module")
+def few(tokens):
+    return arguments(tokens.lengths)
+
+
+@pytest.fixture(scope="module")
+def many(many_tokens):
+    return arguments(many_tokens.lengths)
+
+
+def numba_form(given, expected):
+    mask = np.empty_like(expected)
+    baselines.mask_spans_numba(*given, mask)
+    assert np.array_equal(mask, expected)
+    return lambda: baselines.mask_spans_numba(*given, mask)
+
+
+@pytest.mark.benchmark(group="mask_spans 8,192 rows")
 @pytest.mark.parametrize("form", ["core", "numba", "reference"])
-def test_mask_spans(benchmark, arguments, form):
-    expected = kernels.mask_spans(*arguments)
+def test_mask_spans(benchmark, few, form):
+    expected = kernels.mask_spans(*few)
+    assert expected.any()
     if form == "numba":
-        mask = np.empty_like(expected)
-        baselines.mask_spans_numba(*arguments, mask)
-        assert np.array_equal(mask, expected)
-        benchmark(baselines.mask_spans_numba, *arguments, mask)
+        benchmark(numba_form(few, expected))
     else:
         verb = {"core": kernels, "reference": reference}[form].mask_spans
-        assert np.array_equal(verb(*arguments), expected)
-        benchmark.pedantic(verb, arguments, rounds=2 if form == "reference" else 20)
+        assert np.array_equal(verb(*few), expected)
+        benchmark.pedantic(verb, few, rounds=2 if form == "reference" else 20)
+
+
+@pytest.mark.benchmark(group="mask_spans 20 million tokens")
+@pytest.mark.parametrize(
+    "form", ["core", "core, 2 threads", "numba", "memcpy", "memcpy, 2 threads"]
+)
+def test_mask_spans_many(timed, many, form):
+    expected = kernels.mask_spans(*many)
+    if form == "numba":
+        run = numba_form(many, expected)
+    else:
+        threads = threads_of(form)
+        run = lambda: kernels.mask_spans(*many, threads=threads)  # noqa: E731
+        assert np.array_equal(run(), expected)
+    timed(form, run, sum(array.nbytes for array in (*many, expected)), 15)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agree
@@ -162,6 +162,7 @@ IDS = st.lists(st.integers(0, 9), max_size=3)
 ROLES = st.builds(Role, IDS, IDS, st.booleans(), st.none() | st.booleans())
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.tuples(st.integers(0, 3), IDS), max_size=4), max_size=5),
     st.lists(ROLES, min_size=2, max_size=4),
@@ -182,6 +183,7 @@ def test_reference_and_core(rows, settings, bos, eos):
     )
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 500), max_size=3), max_size=5),
     st.lists(ROLES, min_size=2, max_size=2),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agree
@@ -93,6 +93,7 @@ PATTERNS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=3), max_siz
 OFFSETS = st.lists(st.integers(0, 6), max_size=4)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 3), max_size=12), max_size=4),
     PATTERNS,
@@ -105,6 +106,7 @@ def test_reference_and_core(rows, starts, ends, include_end):
     agree.agreed("mask_markers", ids, offsets, starts, ends, include_end=include_end)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 40), max_size=150), max_size=4),
     st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=3), min_size=1, max_size=20),

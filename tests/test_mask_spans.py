@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agree
@@ -116,6 +116,7 @@ def test_threads_are_at_least_one(impl):
 PAIRS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 6)).map(lambda p: [p[0], sum(p)]))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(PAIRS, PAIRS), max_size=4), st.booleans())
 def test_reference_and_core(rows, strided):
     def pairs(which):
@@ -131,6 +132,7 @@ def test_reference_and_core(rows, strided):
         assert found == [int(not wanted.isdisjoint(range(a, b))) for a, b in extents]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 4), max_size=60), min_size=1, max_size=4),
     st.lists(st.integers(0, 120), max_size=8),
@@ -152,6 +154,7 @@ def test_long_rows_as_tokenizers_make_them(widths, bounds, threads):
     assert kind == "result"
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.integers(-1, 4), min_size=2, max_size=2), max_size=4),
     st.lists(st.integers(-1, 4), max_size=4),

@@ -253,7 +253,7 @@ def test_pack_is_flat_for_any_capacity(impl):
     assert packed.cu_seqlens.tolist() == [0, 3, 5]
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.integers(1, 20), max_size=25),
     st.integers(0, 12),
@@ -289,6 +289,7 @@ def test_reference_and_core(lengths, more, layout, dtype, weighted, threads, ran
     assert packed.max_seqlen == np.diff(packed.cu_seqlens).max(initial=0)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 4), max_size=4), st.lists(st.integers(0, 5), max_size=4, unique=True)
 )

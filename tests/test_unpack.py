@@ -56,7 +56,7 @@ def test_a_row_of_the_slice_only(impl):
     assert back.input_ids.tolist() == tokens.input_ids[5:].tolist()
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.integers(1, 20), max_size=25),
     st.integers(0, 12),
@@ -105,6 +105,7 @@ def test_refusals(impl, packed, kwargs, error, message):
     assert str(caught.value) == message
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(-1, 4), max_size=4),
     st.lists(st.integers(-1, 15), max_size=6).map(sorted),
