@@ -94,7 +94,7 @@ def test_prepare_ends_with_a_short_table(capsys, arguments, tmp_path):
     assert text["tokens"] == str(report["tokens"]["total"])
     assert text["trained on"].endswith(f"({report['tokens']['share']:.1%})")
     assert text["bins"] == f"{report['bins']} of 200 tokens"
-    assert "encode" in text["seconds"]
+    assert "tokenize" in text["seconds"]
     last = captured.out.splitlines()[-1]
     assert str(tmp_path / "out/data") in last
     assert str(tmp_path / "out/report.html") in last

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import os
 import signal
 import threading
@@ -47,7 +48,7 @@ GROUP_TOKENS = 1 << 20
 SHARD_TOKENS = 1 << 26
 # Rejects of each reason that the page shows.
 EXAMPLES = 3
-STAGES = ("read", "encode", "plan", "pack", "write")
+STAGES = ("read", "render", "tokenize", "plan", "pack", "write")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,15 +141,17 @@ def prepare(
         template=_identity(encoder.template),
         capacity=capacity,
     )
-    with replacing(output) as folder:
+    with replacing(output) as folder, _seldom_collecting():
         run = _Run(report, sizes, progress or (lambda progress: None))
         with (folder / "rejects.jsonl").open("wb") as log:
             work = partial(_encode, encoder, format)
             with contextlib.closing(_spread(work, run.chunks(raw), workers)) as chunks:
                 run.gather(chunks, log, strict)
         run.write(folder, capacity, strategy, seed)
+        saving = perf_counter()
         if hasattr(encoder.backend, "save"):
             encoder.backend.save(folder / "tokenizer")
+        report.seconds["write"] += perf_counter() - saving
         report.seconds["total"] = perf_counter() - begun
         write_json(folder / "report.json", report.to_dict())
         (folder / "report.html").write_text(page(report, run.examples), encoding="utf-8")
@@ -196,10 +199,17 @@ def _encode(encoder: Encoder, format: str | None, rows: Sequence[RawRow]) -> _Ch
             conversations.append(parsed)
     parsed_at = perf_counter()
     encoder.warnings.clear()
+    tokenized = encoder.seconds_tokenizing
     tokens = encoder(conversations, rejects)
-    place = {row.source: number for number, row in enumerate(rows)}
-    rejects.sort(key=lambda reject: place[cast(Source, reject.source)])
-    seconds = {"read": parsed_at - begun, "encode": perf_counter() - parsed_at}
+    if rejects:
+        place = {row.source: number for number, row in enumerate(rows)}
+        rejects.sort(key=lambda reject: place[cast(Source, reject.source)])
+    tokenizing = encoder.seconds_tokenizing - tokenized
+    seconds = {
+        "read": parsed_at - begun,
+        "render": perf_counter() - parsed_at - tokenizing,
+        "tokenize": tokenizing,
+    }
     sources = [cast(Source, conversation.source) for conversation in conversations]
     return _Chunk(tokens, sources, rejects, Counter(encoder.warnings), seconds)
 
@@ -250,12 +260,14 @@ class _Run:
             if strict and chunk.rejects:
                 first = chunk.rejects[0]
                 raise RowError(first.reason, first.detail, str(first.source))
+            rejected_at = perf_counter()
             for reject in chunk.rejects:
                 self._reject(reject, log)
+            self._seconds["write"] += perf_counter() - rejected_at
             self._tokens.append(
                 dataclasses.replace(chunk.tokens, source=chunk.tokens.source + conversations)
             )
-            self._names.append(pa.array(map(_name, chunk.sources), pa.large_string()))
+            self._names.append(_names(chunk.sources))
             self._files.append(np.array([numbers[s.file] for s in chunk.sources], np.int32))
             warnings.update(chunk.warnings)
             for stage, seconds in chunk.seconds.items():
@@ -348,9 +360,29 @@ class _Run:
         self._progress(Progress(stage, seconds, done, total, rows, tokens, rejected))
 
 
-def _name(source: Source) -> str:
-    """How a row's place is spelled; a file's name need not be Unicode."""
-    return str(source).encode("utf-8", "backslashreplace").decode()
+def _names(sources: Sequence[Source]) -> pa.Array:
+    """How the places of rows are spelled; a file's name need not be Unicode."""
+    names = [str(source) for source in sources]
+    try:
+        return pa.array(names, pa.large_string())
+    except UnicodeEncodeError:
+        spelled = [name.encode("utf-8", "backslashreplace").decode() for name in names]
+        return pa.array(spelled, pa.large_string())
+
+
+# Objects made between two searches for garbage in cycles. A row makes some ten, none of them in a
+# cycle, and with Python's own 700 the searches take a third of the time of reading.
+COLLECT_EVERY = 100_000
+
+
+@contextlib.contextmanager
+def _seldom_collecting() -> Iterator[None]:
+    before = gc.get_threshold()
+    gc.set_threshold(max(before[0], COLLECT_EVERY) if before[0] else 0, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def shuffled(plan: Plan, seed: int) -> Plan:
@@ -423,6 +455,7 @@ _worker: list[_Work] = []
 
 
 def _start_worker(work: _Work) -> None:
+    gc.set_threshold(COLLECT_EVERY)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other processors have workers of their own
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _worker.append(work)

@@ -177,7 +177,11 @@ class HuggingFace:
             raise ValueError(f"{name} is not a tokenizer.json: {error}") from None
         self.name, self.bos, self.eos, self._files = name, bos, eos, files
         self._text = text
-        spec = json.loads(self._own.to_str())
+        self._own.no_truncation()
+        self._own.no_padding()
+        own = self._own.to_str()
+        self._digest = _sha256(own)
+        spec = json.loads(own)
         added = [token for token in spec["added_tokens"] if not _is_blank(token)]
         self._control = {token["content"]: token["id"] for token in added}
         self._strips = {
@@ -206,8 +210,6 @@ class HuggingFace:
 
     def _prefix(self, adds_bos: bool | None) -> tuple[int, ...]:
         """What the tokenizer itself puts in front of a text."""
-        self._own.no_truncation()
-        self._own.no_padding()
         if adds_bos is False:
             return ()
         if adds_bos and self.bos is not None:
@@ -261,7 +263,7 @@ class HuggingFace:
 
     def fingerprint(self) -> str:
         """Sha256 (hex) of all that decides the ids: the tokenizer, its bos, eos and prefix."""
-        return _sha256(self._own.to_str(), self.bos, self.eos, self.prefix_ids)
+        return _sha256(self._digest, self.bos, self.eos, self.prefix_ids)
 
     def save(self, directory: Path) -> None:
         """Write the tokenizer so that `load(directory)` gives the same one."""
