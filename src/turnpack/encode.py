@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from time import perf_counter
@@ -40,6 +41,10 @@ _WHITE_SPACE = (
 )
 
 
+class FallbackWarning(UserWarning):
+    """A fast tokenizer gave other ids than the tokenizer's library, which goes on in its place."""
+
+
 class Encoder:
     """Turns conversations into `Tokens`, by one template, for one tokenizer.
 
@@ -60,7 +65,9 @@ class Encoder:
     extents, as TRL does. `system`: the system message of conversations that have none.
 
     `warnings` counts conversations by what the template could not do for them, and by what was
-    truncated; `seconds_tokenizing` is time spent in the tokenizer. An Encoder can be pickled.
+    truncated; `seconds_tokenizing` is time spent in the tokenizer. `fallback` says where a fast
+    tokenizer was given up (see `tokenizers.load`), of which a FallbackWarning tells. An Encoder can
+    be pickled.
     Raises ValueError for arguments that make no sense, and where the template needs a token that
     the tokenizer lacks.
     """
@@ -101,6 +108,7 @@ class Encoder:
         self.system = system
         self.warnings: collections.Counter[str] = collections.Counter()
         self.seconds_tokenizing = 0.0
+        self.fallback: str | None = None
         self._prefix = () if self.template.writes_bos else getattr(self.backend, "prefix_ids", ())
         self._fresh_after = _fresh_after(self.template.runs, self.backend)
         # What `concat` puts around the turns, by number; what shapes are made of refers to it.
@@ -132,7 +140,7 @@ class Encoder:
         turns = _Turns()
         numbers: list[int] = []
         conversations: list[Conversation] = []
-        warnings: list[tuple[int, tuple[str, ...]]] = []
+        noted: list[tuple[int, tuple[str, ...]]] = []
         refused: dict[int, tuple[Any, RowError]] = {}
         for number, item in batch:
             try:
@@ -144,18 +152,35 @@ class Encoder:
             numbers.append(number)
             conversations.append(conversation)
             if warned:
-                warnings.append((number, warned))
-        tokens, too_bad = self._fit(self._encode(turns, numbers), conversations)
+                noted.append((number, warned))
+        tokens = self._encode(turns, numbers)
+        self._look_for_fallback(turns, conversations, numbers)
+        tokens, too_bad = self._fit(tokens, conversations)
         for index, reason in too_bad.items():
             refused[numbers[index]] = conversations[index], reason
         for number, (item, reason) in sorted(refused.items()):
             if rejects is None:
                 raise reason.at(getattr(item, "source", None) or f"conversation {number}")
             rejects.append(_reject(item, reason))
-        for number, warned in warnings:
+        for number, warned in noted:
             if number not in refused:
                 self.warnings.update(warned)
         return tokens
+
+    def _look_for_fallback(
+        self, turns: _Turns, conversations: Sequence[Conversation], numbers: Sequence[int]
+    ) -> None:
+        """Tell, once, that the backend gave up its fast tokenizer, and at which row."""
+        found = getattr(self.backend, "fallback", None)
+        if found is None or self.fallback is not None:
+            return
+        place = f"template {self.template.name}"
+        if found.text in turns.texts:
+            rows = np.repeat(np.arange(len(turns.of_row)), turns.of_row)
+            row = rows[turns.has_text][turns.texts.index(found.text)]
+            place = str(conversations[row].source or f"conversation {numbers[row]}")
+        self.fallback = f"{place}: {found.reason}; encoded again, and all that follows"
+        warnings.warn(self.fallback, FallbackWarning, stacklevel=4)
 
     def conversation(self, item: Any) -> Conversation:
         """What `item` is as a Conversation, with the system message where it has none."""
