@@ -113,6 +113,7 @@ def test_every_option_arrives(capsys, arguments, tmp_path):
         "format": "messages",
         "bos_token": "<s>",
         "eos_token": "<|im_end|>",
+        "tokenizer_backend": "hf",
     }
     assert main(instead(arguments, **options)) == 0
     report = json.loads((tmp_path / "out/report.json").read_text())

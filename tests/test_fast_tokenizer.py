@@ -57,7 +57,7 @@ def equal(one, other):
 
 
 def exactly(backend, texts, goes_on):
-    return backend._encode_exactly(texts, [goes_on] * len(texts))
+    return backend.encode_exactly(texts, [goes_on] * len(texts))
 
 
 @pytest.mark.parametrize("goes_on", [False, True])
@@ -79,7 +79,7 @@ def test_any_text_has_the_librarys_ids(name, texts, continues):
         if place not in spelled:
             row = made[0][made[1][place] : made[1][place + 1]]
             assert row.tolist() == exactly(backend, [text], continues[place])[0].tolist()
-    assert equal(backend.encode_batch(texts, continues), backend._encode_exactly(texts, continues))
+    assert equal(backend.encode_batch(texts, continues), backend.encode_exactly(texts, continues))
     assert backend.fallback is None
 
 
@@ -127,7 +127,7 @@ def test_what_is_pickled_is_as_fast():
 def test_a_lone_surrogate_is_the_librarys_error_and_changes_nothing():
     backend = fast("bytes")
     errors = []
-    for encode in (backend.encode_batch, backend._encode_exactly):
+    for encode in (backend.encode_batch, backend.encode_exactly):
         with pytest.raises((TypeError, UnicodeEncodeError)) as error:
             encode(["fine", "a\ud800b"], [False, False])
         errors.append((error.type, str(error.value)))
@@ -293,6 +293,15 @@ def test_without_gigatoken(later, tmp_path, monkeypatch, capsys):
         assert cli.main([*command, *arguments, "--tokenizer-backend", "gigatoken"]) == 2
         assert "pip install 'turnpack[fast]'" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_whole_boundary_is_the_librarys(later, tmp_path):
+    folder = folder_of(tiny(), bos_token="<s>", eos_token="</s>")
+    common = {"tokenizer": folder, "template": "chatml", "max_length": 300, "boundary": "whole"}
+    report = prepare(later, output=tmp_path / "out", **common)
+    assert report.tokenizer["library"].startswith("tokenizers ")
+    with pytest.raises(OptionError, match="gigatoken gives no extents"):
+        prepare(later, output=tmp_path / "x", tokenizer_backend="gigatoken", **common)
 
 
 def test_the_command_line_passes_the_backend_on(later, tmp_path, capsys):

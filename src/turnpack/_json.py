@@ -23,15 +23,9 @@ def decode(data: bytes | str) -> Any:
     except orjson.JSONDecodeError as error:
         raise RowError(*_complaint(data, error)) from None
     # Nothing is nested more deeply than brackets are opened.
-    if _opened(data) > MAX_DEPTH:
+    if isinstance(data, str) or data.count(b"{") + data.count(b"[") > MAX_DEPTH:
         check_depth(value)
     return value
-
-
-def _opened(data: bytes | str) -> int:
-    if isinstance(data, bytes):
-        return data.count(b"{") + data.count(b"[")
-    return data.count("{") + data.count("[")
 
 
 def check_depth(value: Any) -> None:

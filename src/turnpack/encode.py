@@ -114,6 +114,7 @@ class Encoder:
         # What `concat` puts around the turns, by number; what shapes are made of refers to it.
         self._roles: dict[Role, int] = {}
         self._layouts: dict[Shape, _Layout | None] = {}
+        self._constants: dict[tuple[str, bool], tuple[int, ...]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_layouts": {}}  # they hold functions made here
@@ -132,6 +133,8 @@ class Encoder:
         numbered = enumerate(conversations)
         while batch := list(islice(numbered, BATCH)):
             parts.append(self._encode_batch(batch, rejects))
+        if len(parts) == 1:
+            return parts[0]
         return Tokens.join(parts) if parts else self.tokens([], [])
 
     def _encode_batch(
@@ -250,10 +253,14 @@ class Encoder:
         return _layout(program, parts, self._ids_of, self._role)
 
     def _ids_of(self, part: _Part) -> tuple[int, ...]:
-        """The ids of a part."""
+        """The ids of a part that is in many conversations."""
         if part.control_id is not None:
             return (part.control_id,)
-        return tuple(self._run([part.text], [part.continues])[0].tolist())
+        key = part.text, part.continues
+        if key not in self._constants:
+            encode = getattr(self.backend, "encode_exactly", self.backend.encode_batch)
+            self._constants[key] = tuple(encode([part.text], [part.continues])[0].tolist())
+        return self._constants[key]
 
     def _role(self, role: Role) -> int:
         return self._roles.setdefault(role, len(self._roles))
@@ -348,9 +355,11 @@ class Encoder:
         """
         if not turns.texts:
             return np.zeros(0, np.int32), np.zeros(1, np.int64), None
-        if self.boundary == "cut" or not isinstance(self.backend, tokenizers.ExtentBackend):
-            return *self._run(turns.texts, turns.continues), None
         begun = perf_counter()
+        if self.boundary == "cut" or not isinstance(self.backend, tokenizers.ExtentBackend):
+            ids, offsets = self.backend.encode_batch(turns.texts, turns.continues)
+            self.seconds_tokenizing += perf_counter() - begun
+            return ids, offsets, None
         ids, offsets, extents = self.backend.encode_batch_extents(turns.texts, turns.continues)
         self.seconds_tokenizing += perf_counter() - begun
         weights = np.zeros(len(ids), np.float32)
@@ -359,14 +368,6 @@ class Encoder:
             mask = kernels.mask_spans(extents, offsets, spans, span_offsets)
             weights[mask == 1] = weight
         return ids, offsets, weights
-
-    def _run(
-        self, texts: Sequence[str], continues: Sequence[bool]
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        begun = perf_counter()
-        ids, offsets = self.backend.encode_batch(texts, continues)
-        self.seconds_tokenizing += perf_counter() - begun
-        return ids, offsets
 
     # -- rows that are too long ----------------------------------------------------------------
 

@@ -95,7 +95,7 @@ class Gigatoken:
 class Accelerated:
     """Base of a backend whose ordinary text gigatoken may encode.
 
-    What a backend itself does is `_encode_exactly` and `_library`. `fallback` is set where the two
+    A backend itself has `encode_exactly` and `_library`. `fallback` is set where the two
     differed: that call was done again, and everything since is the library's. `exact_because` says
     why nothing is gigatoken's, `compared` counts the texts that were encoded both ways.
     """
@@ -106,7 +106,8 @@ class Accelerated:
     _fast: Gigatoken | None = None
     _library: str
 
-    def _encode_exactly(self, texts: Sequence[str], continues: Sequence[bool]) -> Ragged:
+    def encode_exactly(self, texts: Sequence[str], continues: Sequence[bool]) -> Ragged:
+        """As `encode_batch`, by the tokenizer's own library."""
         raise NotImplementedError
 
     @property
@@ -158,7 +159,7 @@ class Accelerated:
     def encode_batch(self, texts: Sequence[str], continues: Sequence[bool]) -> Ragged:
         """See Backend."""
         if self._fast is None or not texts:
-            return self._encode_exactly(texts, continues)
+            return self.encode_exactly(texts, continues)
         first = range(max(0, min(FIRST - self.compared, len(texts))))
         rest = range(first.stop, len(texts))
         sample = [*first, *(place for place in rest if _is_sample(texts[place]))]
@@ -197,12 +198,12 @@ class Accelerated:
         self, texts: Sequence[str], continues: Sequence[bool], places: Sequence[int]
     ) -> Ragged:
         chosen = [texts[place] for place in places]
-        return self._encode_exactly(chosen, [continues[place] for place in places])
+        return self.encode_exactly(chosen, [continues[place] for place in places])
 
     def _give_up(
         self, texts: Sequence[str], continues: Sequence[bool], text: str, what: str
     ) -> Ragged:
-        ids = self._encode_exactly(texts, continues)  # where a text is none, that is its error
+        ids = self.encode_exactly(texts, continues)  # where a text is none, that is its error
         fast, self._fast = self.library, None
         self.exact_because = f"{fast} {what} for {short(text)}, which {self.library} encodes"
         self.fallback = Fallback(text, self.exact_because)

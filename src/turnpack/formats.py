@@ -138,7 +138,7 @@ def _from_prompt_completion(fields: _Object) -> _Messages:
 
 def _from_alpaca(fields: _Object) -> _Messages:
     messages: _Messages = []
-    history = fields.get("history", ())
+    history = fields.get("history", [])
     if not is_list(history):
         raise RowError("wrong type", f"history is {kind(history)}, not a list")
     for number, pair in enumerate(history):

@@ -146,9 +146,9 @@ _STRINGS = ("input", "reasoning_content", "name", "tool_call_id")
 
 def is_list(value: Any) -> bool:
     """Whether a JSON value is a list, or what stands for one."""
-    return type(value) is list or (
-        isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-    )
+    if type(value) is list or type(value) is str:
+        return type(value) is list
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
 def _is_plain(message: Any) -> bool:

@@ -120,6 +120,10 @@ def prepare(
         if not os.fspath(output):
             raise ValueError("output is empty, not a directory")
         records.check_format(format)
+        if boundary == "whole":
+            if tokenizer_backend == "gigatoken":
+                raise ValueError("gigatoken gives no extents, which boundary 'whole' needs")
+            tokenizer_backend = "hf"
         raw = records.raw_rows(paths)
         encoder = Encoder(
             tokenizers.load(tokenizer, bos=bos_token, eos=eos_token, backend=tokenizer_backend),
@@ -248,7 +252,7 @@ def _encode(encoder: Encoder, format: str | None, rows: Sequence[RawRow]) -> _Ch
         "render": perf_counter() - parsed_at - tokenizing,
         "tokenize": tokenizing,
     }
-    sources = [cast(Source, conversation.source) for conversation in conversations]
+    sources = cast("list[Source]", [conversation.source for conversation in conversations])
     return _Chunk(
         tokens,
         sources,
@@ -293,7 +297,7 @@ class _Run:
             self._seconds["read"] += perf_counter() - begun
             if not rows:
                 return
-            self._read.update(row.source.file for row in rows)
+            self._read.update([row.source.file for row in rows])
             self._bytes += sum(len(row.content) for row in rows if isinstance(row.content, bytes))
             # Of a file that does not come as bytes it is only known when it is behind us.
             self._bytes = max(self._bytes, self._before[rows[-1].source.file])

@@ -33,15 +33,14 @@ def shape_of(conversation: Conversation) -> Shape | None:
     """The shape of a conversation; None where it is more than roles, texts and inputs."""
     if conversation.tools:
         return None
-    shape = []
-    for message in conversation.messages:
-        role: str = message["role"]
-        if len(message) != 2:  # role and content
-            if len(message) != 3 or not message.get("input"):
-                return None
-            role += _INPUT
-        shape.append(role)
-    return tuple(shape)
+    # Nearly all messages are a role and a content.
+    shape: list[Any] = [m["role"] if len(m) == 2 else _with_input(m) for m in conversation.messages]
+    return None if None in shape else tuple(shape)
+
+
+def _with_input(message: Message) -> str | None:
+    role: str = message["role"]
+    return role + _INPUT if len(message) == 3 and message.get("input") else None
 
 
 class Program(NamedTuple):

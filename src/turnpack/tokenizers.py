@@ -248,9 +248,10 @@ class HuggingFace(Accelerated):
             raise ValueError(f"{self.name} says add_bos_token, but names no bos_token")
         return prefix
 
-    def _encode_exactly(
+    def encode_exactly(
         self, texts: Sequence[str], continues: Sequence[bool]
     ) -> tuple[Ids, Offsets]:
+        """See Accelerated."""
         return kernels.flatten([encoding.ids for encoding in self._encode(texts, continues, True)])
 
     def gigatoken(self) -> Gigatoken:
@@ -497,9 +498,10 @@ class SentencePiece(Accelerated):
             model_proto=proto.SerializeToString()
         )
 
-    def _encode_exactly(
+    def encode_exactly(
         self, texts: Sequence[str], continues: Sequence[bool]
     ) -> tuple[Ids, Offsets]:
+        """See Accelerated."""
         return kernels.flatten(
             [
                 (self._continuing if goes_on else self._fresh).encode_as_ids(text)
