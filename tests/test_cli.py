@@ -94,7 +94,7 @@ def test_prepare_ends_with_a_short_table(capsys, arguments, tmp_path):
     assert text["tokens"] == str(report["tokens"]["total"])
     assert text["trained on"].endswith(f"({report['tokens']['share']:.1%})")
     assert text["bins"] == f"{report['bins']} of 200 tokens"
-    assert "encode" in text["seconds"]
+    assert "tokenize" in text["seconds"]
     last = captured.out.splitlines()[-1]
     assert str(tmp_path / "out/data") in last
     assert str(tmp_path / "out/report.html") in last
@@ -113,6 +113,7 @@ def test_every_option_arrives(capsys, arguments, tmp_path):
         "format": "messages",
         "bos_token": "<s>",
         "eos_token": "<|im_end|>",
+        "tokenizer_backend": "hf",
     }
     assert main(instead(arguments, **options)) == 0
     report = json.loads((tmp_path / "out/report.json").read_text())

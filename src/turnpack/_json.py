@@ -22,24 +22,31 @@ def decode(data: bytes | str) -> Any:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise RowError(*_complaint(data, error)) from None
-    check_depth(value)
+    # Nothing is nested more deeply than brackets are opened.
+    if isinstance(data, str) or data.count(b"{") + data.count(b"[") > MAX_DEPTH:
+        check_depth(value)
     return value
 
 
 def check_depth(value: Any) -> None:
     """Raise RowError if lists and objects are nested so deeply that later stages could choke."""
+    if is_nested(value, MAX_DEPTH):
+        raise RowError("nested too deeply", f"more than {MAX_DEPTH} levels")
+
+
+def is_nested(value: Any, levels: int) -> bool:
+    """Whether lists and objects are nested more than so many levels deep."""
     level = [value] if isinstance(value, (dict, list)) else []
-    for _ in range(MAX_DEPTH):
+    for _ in range(levels):
         if not level:
-            return
+            return False
         level = [
             child
             for node in level
             for child in (node.values() if isinstance(node, dict) else node)
             if isinstance(child, (dict, list))
         ]
-    if level:
-        raise RowError("nested too deeply", f"more than {MAX_DEPTH} levels")
+    return bool(level)
 
 
 def excerpt(data: bytes) -> str:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,19 +23,26 @@ from ._checks import is_int
 from .formats import conversation as read_row
 from .nouns import Conversation, Message, Reject, Rendered, Role, RowError, Segment, Tokens
 from .rendering import asks
-from .templates import TRAIN_ON, TemplateProtocol, find_template
+from .shapes import Fill, Program, Shape, compile_program, shape_of
+from .templates import TRAIN_ON, Template, TemplateProtocol, find_template
 
 TRUNCATE = ("right", "turns", "split", "reject")
 BOUNDARY = ("cut", "whole")
 
 # Conversations that are tokenized in one call: enough to keep the tokenizer's threads busy.
 BATCH = 1000
+# Shapes of conversations that are remembered.
+SHAPES = 1000
 
 # What the tokenizers call white space (Unicode's White_Space; str.strip() takes four more).
 _WHITE_SPACE = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000"
 )
+
+
+class FallbackWarning(UserWarning):
+    """A fast tokenizer gave other ids than the tokenizer's library, which goes on in its place."""
 
 
 class Encoder:
@@ -56,8 +65,11 @@ class Encoder:
     extents, as TRL does. `system`: the system message of conversations that have none.
 
     `warnings` counts conversations by what the template could not do for them, and by what was
-    truncated. An Encoder can be pickled. Raises ValueError for arguments that make no sense, and
-    where the template needs a token that the tokenizer lacks.
+    truncated; `seconds_tokenizing` is time spent in the tokenizer. `fallback` says where a fast
+    tokenizer was given up (see `tokenizers.load`), of which a FallbackWarning tells. An Encoder can
+    be pickled.
+    Raises ValueError for arguments that make no sense, and where the template needs a token that
+    the tokenizer lacks.
     """
 
     def __init__(
@@ -95,8 +107,17 @@ class Encoder:
         self.boundary = boundary
         self.system = system
         self.warnings: collections.Counter[str] = collections.Counter()
+        self.seconds_tokenizing = 0.0
+        self.fallback: str | None = None
         self._prefix = () if self.template.writes_bos else getattr(self.backend, "prefix_ids", ())
         self._fresh_after = _fresh_after(self.template.runs, self.backend)
+        # What `concat` puts around the turns, by number; what shapes are made of refers to it.
+        self._roles: dict[Role, int] = {}
+        self._layouts: dict[Shape, _Layout | None] = {}
+        self._constants: dict[tuple[str, bool], tuple[int, ...]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_layouts": {}}  # they hold functions made here
 
     def __call__(
         self,
@@ -112,26 +133,31 @@ class Encoder:
         numbered = enumerate(conversations)
         while batch := list(islice(numbered, BATCH)):
             parts.append(self._encode_batch(batch, rejects))
+        if len(parts) == 1:
+            return parts[0]
         return Tokens.join(parts) if parts else self.tokens([], [])
 
     def _encode_batch(
         self, batch: Sequence[tuple[int, Any]], rejects: list[Reject] | None
     ) -> Tokens:
+        turns = _Turns()
         numbers: list[int] = []
         conversations: list[Conversation] = []
-        rendered: list[Rendered] = []
+        noted: list[tuple[int, tuple[str, ...]]] = []
         refused: dict[int, tuple[Any, RowError]] = {}
         for number, item in batch:
             try:
                 conversation = self.conversation(item)
-                text = self.render(conversation)
+                warned = self._add(conversation, turns)
             except RowError as error:
                 refused[number] = item, error
                 continue
             numbers.append(number)
             conversations.append(conversation)
-            rendered.append(text)
-        tokens = self.tokens(rendered, numbers)
+            if warned:
+                noted.append((number, warned))
+        tokens = self._encode(turns, numbers)
+        self._look_for_fallback(turns, conversations, numbers)
         tokens, too_bad = self._fit(tokens, conversations)
         for index, reason in too_bad.items():
             refused[numbers[index]] = conversations[index], reason
@@ -139,10 +165,25 @@ class Encoder:
             if rejects is None:
                 raise reason.at(getattr(item, "source", None) or f"conversation {number}")
             rejects.append(_reject(item, reason))
-        for number, text in zip(numbers, rendered, strict=True):
+        for number, warned in noted:
             if number not in refused:
-                self.warnings.update(text.warnings)
+                self.warnings.update(warned)
         return tokens
+
+    def _look_for_fallback(
+        self, turns: _Turns, conversations: Sequence[Conversation], numbers: Sequence[int]
+    ) -> None:
+        """Tell, once, that the backend gave up its fast tokenizer, and at which row."""
+        found = getattr(self.backend, "fallback", None)
+        if found is None or self.fallback is not None:
+            return
+        place = f"template {self.template.name}"
+        if found.text in turns.texts:
+            rows = np.repeat(np.arange(len(turns.of_row)), turns.of_row)
+            row = rows[turns.has_text][turns.texts.index(found.text)]
+            place = str(conversations[row].source or f"conversation {numbers[row]}")
+        self.fallback = f"{place}: {found.reason}; encoded again, and all that follows"
+        warnings.warn(self.fallback, FallbackWarning, stacklevel=4)
 
     def conversation(self, item: Any) -> Conversation:
         """What `item` is as a Conversation, with the system message where it has none."""
@@ -169,39 +210,95 @@ class Encoder:
 
     def tokens(self, rendered: Sequence[Rendered], numbers: Sequence[int] | None = None) -> Tokens:
         """All of `rendered` as rows, whatever their length; `numbers` are their `source`."""
-        parts: list[_Part] = []
-        parts_of_row: list[int] = []
+        turns = _Turns()
         for row in rendered:
-            before = len(parts)
-            self._cut(row, parts)
-            parts_of_row.append(len(parts) - before)
-        runs = [part for part in parts if part.control_id is None]
-        ids, run_offsets, run_masks = self._encode_runs(runs)
+            self._turn(self._cut(row.segments), turns)
+        return self._encode(turns, range(len(rendered)) if numbers is None else numbers)
 
-        # Every part is a turn: a run of text has ids, a control token is the suffix of its role.
-        is_run = np.array([part.control_id is None for part in parts], bool)
-        turns = np.zeros(len(parts), np.int64)
-        turns[is_run] = np.diff(run_offsets)
-        roles: dict[Role, int] = {}
-        role_of = [roles.setdefault(part.role, len(roles)) for part in parts]
-        made = kernels.concat(
-            ids,
-            _offsets(turns),
-            np.array(role_of, np.int64),
-            _offsets(parts_of_row),
-            list(roles),
+    def _add(self, conversation: Conversation, turns: _Turns) -> tuple[str, ...]:
+        """Append the turns of a conversation; returns the template's warnings."""
+        shape = shape_of(conversation)
+        if shape is not None:
+            layout = self._layouts.get(shape)
+            texts = layout and layout.fill(conversation.messages)
+            if layout and texts is not None:
+                turns.add(texts, layout)
+                return layout.warnings
+        rendered = self.render(conversation)
+        self._turn(self._cut(rendered.segments), turns)
+        if shape is not None and shape not in self._layouts and len(self._layouts) < SHAPES:
+            self._layouts[shape] = self._layout(shape, conversation, rendered)
+        return rendered.warnings
+
+    def _layout(
+        self, shape: Shape, conversation: Conversation, rendered: Rendered
+    ) -> _Layout | None:
+        """How conversations become turns that have the shape of one that was rendered."""
+        template = self.template
+        if not isinstance(template, Template) or self.boundary != "cut":
+            return None
+        strips = getattr(self.backend, "strips", lambda control: (False, False))
+        if any(any(strips(text)) for text, _, control, _ in rendered.segments if control):
+            return None
+        program = compile_program(template, shape, self.train_on)
+        if program is None:
+            return None
+        made = program.render(conversation.messages)
+        if made is not None and made != rendered.segments:
+            return None
+        # Any text does: whether it continues another depends on what stands before it.
+        parts = self._cut(
+            [part if part.text else part._replace(text="?") for part in program.segments]
         )
+        return _layout(program, parts, self._ids_of, self._role)
+
+    def _ids_of(self, part: _Part) -> tuple[int, ...]:
+        """The ids of a part that is in many conversations."""
+        if part.control_id is not None:
+            return (part.control_id,)
+        key = part.text, part.continues
+        if key not in self._constants:
+            encode = getattr(self.backend, "encode_exactly", self.backend.encode_batch)
+            self._constants[key] = tuple(encode([part.text], [part.continues])[0].tolist())
+        return self._constants[key]
+
+    def _role(self, role: Role) -> int:
+        return self._roles.setdefault(role, len(self._roles))
+
+    def _turn(self, parts: Sequence[_Part], turns: _Turns) -> None:
+        """Append a row's parts, each as a turn: text, or none with a control token behind it."""
+        for part in parts:
+            turns.roles.append(self._role(part.role))
+            turns.weights.append(part.pieces[0][2])
+            turns.has_text.append(part.control_id is None)
+            if part.control_id is None:
+                turns.texts.append(part.text)
+                turns.continues.append(part.continues)
+                turns.pieces.append(part.pieces)
+            turns.weighted |= any(weight != 1 for _, target, weight in part.pieces if target)
+        turns.of_row.append(len(parts))
+
+    def _encode(self, turns: _Turns, numbers: Sequence[int]) -> Tokens:
+        """Rows from their turns; `numbers` are the rows' `source`."""
+        ids, text_offsets, text_weights = self._encode_texts(turns)
+        has_text = np.array(turns.has_text, bool)
+        lengths = np.zeros(len(has_text), np.int64)
+        lengths[has_text] = np.diff(text_offsets)
+        role_of = np.array(turns.roles, np.int64)
+        roles = list(self._roles)
+        made = kernels.concat(ids, _offsets(lengths), role_of, _offsets(turns.of_row), roles)
         loss_mask = made.loss_mask
-        lengths = np.where(is_run, turns, 1)
-        from_run = np.repeat(is_run, lengths)
-        if run_masks is not None:
-            loss_mask[from_run] = run_masks > 0
         weights = None
-        if any(weight != 1 for part in parts for _, target, weight in part.pieces if target):
-            own = np.array([part.pieces[0][2] for part in parts], np.float32)
-            weights = np.repeat(own, lengths) * loss_mask
-            if run_masks is not None:
-                weights[from_run] = run_masks
+        if turns.weighted or text_weights is not None:
+            around = np.array([len(role.prefix) + len(role.suffix) for role in roles], np.int64)
+            lengths += around[role_of]
+            from_text = np.repeat(has_text, lengths)
+            if text_weights is not None:
+                loss_mask[from_text] = text_weights > 0
+            if turns.weighted:
+                weights = np.repeat(np.array(turns.weights, np.float32), lengths) * loss_mask
+                if text_weights is not None:
+                    weights[from_text] = text_weights
         # Nothing precedes a row's first token, so no model is ever asked for it.
         filled = made.offsets[:-1][made.lengths > 0]
         loss_mask[filled] = 0
@@ -213,15 +310,14 @@ class Encoder:
             input_ids=made.input_ids,
             loss_mask=loss_mask,
             offsets=made.offsets,
-            source=np.arange(len(rendered)) if numbers is None else np.array(numbers, np.int64),
+            source=np.array(numbers, np.int64),
             loss_weights=weights,
         )
 
-    def _cut(self, rendered: Rendered, parts: list[_Part]) -> None:
-        """Append the parts of one row: control ids, and runs of ordinary text between them."""
+    def _cut(self, segments: Sequence[Segment]) -> list[_Part]:
+        """The parts of one row: control ids, and runs of ordinary text between them."""
+        parts = [_Part("", False, token_id, [(0, False, 1.0)]) for token_id in self._prefix]
         first = len(parts)
-        parts += (_Part("", False, token_id, [(0, False, 1.0)]) for token_id in self._prefix)
-        segments = rendered.segments
         swallows = getattr(self.backend, "strips", None)
         opens = self._fresh_after != "never"
         for index, segment in enumerate(segments):
@@ -247,25 +343,28 @@ class Encoder:
                 else:
                     parts.append(_Part(text, not opens, None, [piece]))
                 opens = self._fresh_after == "always"
+        return parts
 
-    def _encode_runs(
-        self, runs: Sequence[_Part]
+    def _encode_texts(
+        self, turns: _Turns
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.float32] | None]:
-        """Ids of the runs of ordinary text and their offsets.
+        """Ids of the texts and their offsets.
 
-        With boundary "whole" also the weight of each id, 0 where it is no target: a run then holds
-        the text before a target, the target and what follows.
+        With boundary "whole" also the weight of each id, 0 where it is no target: a text then holds
+        what stands before a target, the target and what follows.
         """
-        if not runs:
+        if not turns.texts:
             return np.zeros(0, np.int32), np.zeros(1, np.int64), None
-        texts = [run.text for run in runs]
-        continues = [run.continues for run in runs]
+        begun = perf_counter()
         if self.boundary == "cut" or not isinstance(self.backend, tokenizers.ExtentBackend):
-            return *self.backend.encode_batch(texts, continues), None
-        ids, offsets, extents = self.backend.encode_batch_extents(texts, continues)
+            ids, offsets = self.backend.encode_batch(turns.texts, turns.continues)
+            self.seconds_tokenizing += perf_counter() - begun
+            return ids, offsets, None
+        ids, offsets, extents = self.backend.encode_batch_extents(turns.texts, turns.continues)
+        self.seconds_tokenizing += perf_counter() - begun
         weights = np.zeros(len(ids), np.float32)
-        for weight in sorted({w for run in runs for _, target, w in run.pieces if target}):
-            spans, span_offsets = _spans([run.pieces for run in runs], weight)
+        for weight in sorted({w for pieces in turns.pieces for _, target, w in pieces if target}):
+            spans, span_offsets = _spans(turns.pieces, weight)
             mask = kernels.mask_spans(extents, offsets, spans, span_offsets)
             weights[mask == 1] = weight
         return ids, offsets, weights
@@ -393,6 +492,89 @@ class _Part(NamedTuple):
         if self.control_id is None:
             return Role(target=target)
         return Role(suffix=(self.control_id,), suffix_target=target)
+
+
+class _Turns:
+    """The turns of some rows, as `concat` takes them: texts, and what stands around each.
+
+    `texts`, `continues`, `pieces`: of those turns that have text. `roles` (by number), `has_text`,
+    `weights`: of every turn. `of_row`: how many turns each row has.
+    """
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.continues: list[bool] = []
+        self.pieces: list[list[tuple[int, bool, float]]] = []
+        self.roles: list[int] = []
+        self.has_text: list[bool] = []
+        self.weights: list[float] = []
+        self.of_row: list[int] = []
+        self.weighted = False  # whether the weight of a target is not 1
+
+    def add(self, texts: list[str], layout: _Layout) -> None:
+        """Append a row of a known layout."""
+        self.texts += texts
+        self.continues += layout.continues
+        self.roles += layout.roles
+        self.has_text += layout.has_text
+        self.weights += layout.weights
+        self.of_row.append(len(layout.roles))
+
+
+class _Layout(NamedTuple):
+    """How a conversation of one shape becomes turns; see _Turns."""
+
+    fill: Fill
+    warnings: tuple[str, ...]
+    continues: list[bool]
+    roles: list[int]
+    has_text: list[bool]
+    weights: list[float]
+
+
+def _layout(
+    program: Program,
+    parts: Sequence[_Part],
+    ids_of: Callable[[_Part], tuple[int, ...]],
+    role_number: Callable[[Role], int],
+) -> _Layout | None:
+    """The layout of a program; `parts` are what its segments are cut into.
+
+    What is the same in all conversations is tokenized now, once. It goes around the texts of the
+    turns, and where that cannot be said (a role's prefix never is a target) into a turn of no text.
+    """
+    written = [(not text, target, weight) for text, target, _, weight in program.segments]
+    before = len(parts) - len(written)
+    blocks: list[tuple[bool, tuple[int, ...], bool]] = []  # whether text, its ids, whether target
+    continues = []
+    for part, (filled, target, weight) in zip(
+        parts, [(False, False, 1.0)] * before + written, strict=True
+    ):
+        if target and weight != 1:
+            return None
+        if filled:
+            blocks.append((True, (), target))
+            continues.append(part.continues)
+        elif blocks and not blocks[-1][0] and blocks[-1][2] == target:
+            blocks[-1] = (False, blocks[-1][1] + ids_of(part), target)
+        else:
+            blocks.append((False, ids_of(part), target))
+    roles: list[int] = []
+    has_text: list[bool] = []
+    left = collections.deque(blocks)
+    while left:
+        text, ids, target = left.popleft()
+        prefix: tuple[int, ...] = ()
+        if not text and not target and left and left[0][0]:
+            prefix = ids
+            text, ids, target = left.popleft()
+        suffix_target = target
+        if text and left and not left[0][0]:
+            _, ids, suffix_target = left.popleft()
+        roles.append(role_number(Role(prefix, ids, target, suffix_target)))
+        has_text.append(text)
+    weights = [1.0] * len(roles)
+    return _Layout(program.fill, program.warnings, continues, roles, has_text, weights)
 
 
 def _offsets(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:

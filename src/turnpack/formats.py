@@ -13,7 +13,7 @@ from reprlib import repr as short
 from typing import Any
 
 from ._json import decode
-from .nouns import Conversation, RowError, Source, kind
+from .nouns import Conversation, RowError, Source, is_list, kind
 
 _Object = Mapping[str, Any]
 _Messages = list[dict[str, Any]]
@@ -45,7 +45,7 @@ def conversation(
     Raises RowError for a row that is none, ValueError for a format that does not exist.
     """
     check_format(format)
-    if not isinstance(row, Mapping):
+    if type(row) is not dict and not isinstance(row, Mapping):
         raise RowError("wrong type", f"the row is {kind(row)}, not an object")
     # Tables hold null where a row has no such key, so null and absent mean the same.
     fields = {key: value for key, value in row.items() if value is not None}
@@ -72,7 +72,10 @@ def check_format(name: str | None) -> None:
 
 def _detect(row: _Object, fields: _Object) -> str:
     for name, (needed, _) in _FORMATS.items():
-        if all(key in fields for key in needed):
+        for key in needed:
+            if key not in fields:
+                break
+        else:
             return name
     keys = [short(key) if key in fields else f"{short(key)} (null)" for key in row]
     shown = ", ".join(keys[:20]) + (", ..." if len(keys) > 20 else "")
@@ -120,7 +123,7 @@ def _from_prompt_completion(fields: _Object) -> _Messages:
             {"role": "user", "content": prompt},
             {"role": "assistant", "content": completion},
         ]
-    if not (_is_list(prompt) and _is_list(completion)):
+    if not (is_list(prompt) and is_list(completion)):
         raise RowError(
             "wrong type",
             f"prompt is {kind(prompt)} and completion is {kind(completion)}, "
@@ -136,10 +139,10 @@ def _from_prompt_completion(fields: _Object) -> _Messages:
 def _from_alpaca(fields: _Object) -> _Messages:
     messages: _Messages = []
     history = fields.get("history", [])
-    if not _is_list(history):
+    if not is_list(history):
         raise RowError("wrong type", f"history is {kind(history)}, not a list")
     for number, pair in enumerate(history):
-        if not (_is_list(pair) and len(pair) == 2):
+        if not (is_list(pair) and len(pair) == 2):
             raise RowError("wrong type", f"history {number} is {short(pair)}, not a pair")
         messages.append({"role": "user", "content": pair[0]})
         messages.append({"role": "assistant", "content": pair[1]})
@@ -166,18 +169,14 @@ _FORMATS: dict[str, tuple[tuple[str, ...], Callable[[_Object], _Messages]]] = {
 FORMATS = tuple(_FORMATS)
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-
-
 def _objects(fields: _Object, key: str) -> Sequence[_Object]:
     items: Sequence[_Object] = fields[key]
-    if not _is_list(items):
+    if not is_list(items):
         raise RowError("wrong type", f"{key} is {kind(items)}, not a list")
     if not items:
         raise RowError("empty conversation", f"{key} is an empty list")
     for number, item in enumerate(items):
-        if not isinstance(item, Mapping):
+        if type(item) is not dict and not isinstance(item, Mapping):
             raise RowError("wrong type", f"message {number} is {kind(item)}, not an object")
     return items
 
@@ -197,13 +196,13 @@ def _message(item: _Object, number: int) -> dict[str, Any]:
     if reasoning is not None:
         message["reasoning_content"] = reasoning
     calls = _one_of(item, ("tool_calls", "function_call"), f"message {number}: ")
-    if calls is not None and not (_is_list(calls) and not calls):
+    if calls is not None and not (is_list(calls) and not calls):
         listed = calls if item.get("tool_calls") is not None else [calls]
         message["tool_calls"] = _calls(listed, number)
     for key in ("input", "name", "tool_call_id"):
         if item.get(key) is not None:
             message[key] = item[key]
-    if _is_list(content):
+    if is_list(content):
         message["content"] = _joined(content, number)
     elif content is None and role == "assistant" and (reasoning is not None or calls):
         message["content"] = ""
@@ -217,16 +216,17 @@ def _sharegpt_message(item: _Object, number: int) -> dict[str, Any]:
         value = item.get("value")
         if isinstance(value, str):
             value = _decoded(value, f"message {number}: function_call")
-        calls = _calls(value if _is_list(value) else [value], number)
+        calls = _calls(value if is_list(value) else [value], number)
         message = {"role": "assistant", "content": "", "tool_calls": calls}
         return message | _loss(item, number)
     role = _role(item, "from", _SHAREGPT_ROLES, number)
     if "value" not in item:
         raise RowError("missing field", f"message {number} ({role}) has no 'value'")
     content = item["value"]
-    if _is_list(content):
+    if is_list(content):
         content = _joined(content, number)
-    return {"role": role, "content": content, **_loss(item, number)}
+    message = {"role": role, "content": content}
+    return message if len(item) == 2 else message | _loss(item, number)
 
 
 def _role(item: _Object, key: str, roles: Mapping[str, str], number: int) -> str:
@@ -270,7 +270,7 @@ def _joined(parts: Sequence[Any], number: int) -> str:
 
 
 def _calls(calls: Any, number: int) -> list[dict[str, Any]]:
-    if not _is_list(calls):
+    if not is_list(calls):
         raise RowError("wrong type", f"message {number}: tool_calls is {kind(calls)}, not a list")
     if not calls:
         raise RowError("missing field", f"message {number} has no tool call")
@@ -306,7 +306,7 @@ def _tools(fields: _Object) -> list[_Object] | None:
         tools = _decoded(tools, "tools") if tools.strip() else None
     if tools is None:
         return None
-    if not _is_list(tools):
+    if not is_list(tools):
         raise RowError("wrong type", f"tools is {kind(tools)}, not a list")
     return [_tool(tool, number) for number, tool in enumerate(tools)] or None
 
@@ -324,7 +324,7 @@ def _tool(tool: Any, number: int) -> _Object:
 
 def _one_of(item: _Object, names: tuple[str, str], where: str) -> Any:
     """Return what stands under one of two spellings of a key; both must say the same."""
-    first, second = (item.get(name) for name in names)
+    first, second = item.get(names[0]), item.get(names[1])
     if first is not None and second is not None and first != second:
         raise RowError("ambiguous fields", f"{where}{names[0]} and {names[1]} differ")
     return second if first is None else first

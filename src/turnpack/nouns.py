@@ -43,13 +43,12 @@ class RowError(ValueError):
         return type(self), (self.reason, self.detail, self.place)
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """Where a conversation was read: a file and, in it, a line (from 1) or an index (from 0)."""
 
     file: str
     line: int | None = None
-    index: int | None = None
+    index: int | None = None  # type: ignore[assignment]  # hides a method of tuples
 
     def __str__(self) -> str:
         if self.line is not None:
@@ -89,15 +88,14 @@ class Conversation:
     row: Any = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.messages, Sequence) or isinstance(self.messages, (str, bytes)):
+        if not is_list(self.messages):
             raise RowError("wrong type", f"messages is {kind(self.messages)}, not a list")
         if not self.messages:
             raise RowError("empty conversation")
         for number, message in enumerate(self.messages):
-            _check_message(message, number)
-        if self.tools is not None and (
-            not isinstance(self.tools, Sequence) or isinstance(self.tools, (str, bytes))
-        ):
+            if not _is_plain(message):
+                _check_message(message, number)
+        if self.tools is not None and not is_list(self.tools):
             raise RowError("wrong type", f"tools is {kind(self.tools)}, not a list")
 
 
@@ -146,6 +144,34 @@ _SMALLEST, _LARGEST = 2.0**-126, float(np.finfo(np.float32).max)
 _STRINGS = ("input", "reasoning_content", "name", "tool_call_id")
 
 
+def is_list(value: Any) -> bool:
+    """Whether a JSON value is a list, or what stands for one."""
+    if type(value) is list or type(value) is str:
+        return type(value) is list
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def _is_plain(message: Any) -> bool:
+    """Whether a message is role, content and perhaps input, as nearly all are, and sound."""
+    if type(message) is not dict or message.get("role") not in ROLES:
+        return False
+    size = len(message)
+    return _is_text(message.get("content")) and (
+        size == 2 or (size == 3 and _is_text(message.get("input")))
+    )
+
+
+def _is_text(value: Any) -> bool:
+    if type(value) is not str:
+        return False
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+    return True
+
+
 def _check_message(message: Any, number: int) -> None:
     if not isinstance(message, Mapping):
         raise RowError("wrong type", f"message {number} is {kind(message)}, not an object")
@@ -159,8 +185,7 @@ def _check_message(message: Any, number: int) -> None:
         raise RowError(
             "wrong type", f"message {number} ({role}): content is {kind(content)}, not a string"
         )
-    if not content.isascii():
-        _check_unicode(content, number, "content")
+    _check_unicode(content, number, "content")
     if len(message) == 2:
         return
     for key in _STRINGS:
@@ -183,10 +208,8 @@ def _check_message(message: Any, number: int) -> None:
                 "wrong type", f"message {number}: weight is {short(weight)}, not in float32's range"
             )
     calls = message.get("tool_calls")
-    if calls is not None and (
-        not isinstance(calls, Sequence)
-        or isinstance(calls, (str, bytes))
-        or not all(isinstance(call, Mapping) for call in calls)
+    if calls is not None and not (
+        is_list(calls) and all(isinstance(call, Mapping) for call in calls)
     ):
         raise RowError(
             "wrong type", f"message {number}: tool_calls is {kind(calls)}, not a list of objects"

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import os
 import signal
 import threading
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate, islice
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
@@ -28,7 +29,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from . import kernels, records, tokenizers
-from .encode import Encoder
+from .encode import Encoder, FallbackWarning
+from .fast_tokenizer import Accelerated
 from .nouns import Conversation, Plan, Reject, RowError, Source, Tokens
 from .output import json_line, replacing, write_json, write_manifest
 from .records import RawRow
@@ -47,7 +49,7 @@ GROUP_TOKENS = 1 << 20
 SHARD_TOKENS = 1 << 26
 # Rejects of each reason that the page shows.
 EXAMPLES = 3
-STAGES = ("read", "encode", "plan", "pack", "write")
+STAGES = ("read", "render", "tokenize", "plan", "pack", "write")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ def prepare(
     format: str | None = None,
     bos_token: str | None = None,
     eos_token: str | None = None,
+    tokenizer_backend: str = "auto",
     progress: Callable[[Progress], None] | None = None,
 ) -> Report:
     """Turn chat files into packed bins in the directory `output`, and report what was done.
@@ -98,12 +101,13 @@ def prepare(
     then shuffled by `seed`. `strict`: stop at the first bad row. `workers`: processes that encode;
     the bins do not depend on it. More than one are spawned, so a script that calls this needs
     `if __name__ == "__main__":`. `bos_token`, `eos_token`: how the tokenizer spells them, where it
-    does not say. The other options are Encoder's.
+    does not say. `tokenizer_backend`: "auto", "hf" or "gigatoken", see `tokenizers.load`; the
+    report says which it was. The other options are Encoder's.
 
     An earlier output in the directory is replaced as a whole when the run has succeeded, and not
     touched when it fails. A run that finds nothing to pack succeeds, with no bins. Raises
     OptionError or OSError where it cannot begin, under `strict` RowError at the first bad row,
-    ChildProcessError where a worker dies.
+    ChildProcessError where a worker dies. Warns where a fast tokenizer was given up.
     """
     options = {key: value for key, value in locals().items() if key not in _NO_OPTIONS}
     begun = perf_counter()
@@ -116,9 +120,13 @@ def prepare(
         if not os.fspath(output):
             raise ValueError("output is empty, not a directory")
         records.check_format(format)
+        if boundary == "whole":
+            if tokenizer_backend == "gigatoken":
+                raise ValueError("gigatoken gives no extents, which boundary 'whole' needs")
+            tokenizer_backend = "hf"
         raw = records.raw_rows(paths)
         encoder = Encoder(
-            tokenizers.load(tokenizer, bos=bos_token, eos=eos_token),
+            tokenizers.load(tokenizer, bos=bos_token, eos=eos_token, backend=tokenizer_backend),
             template,
             max_length=max_length,
             truncate=truncate,
@@ -134,21 +142,26 @@ def prepare(
         raise OptionError(str(error)) from error
 
     sizes = {os.fspath(path): os.path.getsize(path) for path in paths}
+    if isinstance(encoder.backend, Accelerated):
+        encoder.backend.begin()
     report = Report(
         options=options,
         tokenizer=_identity(encoder.backend),
         template=_identity(encoder.template),
         capacity=capacity,
     )
-    with replacing(output) as folder:
+    with replacing(output) as folder, _seldom_collecting():
         run = _Run(report, sizes, progress or (lambda progress: None))
         with (folder / "rejects.jsonl").open("wb") as log:
-            work = partial(_encode, encoder, format)
+            work = _Work(encoder, format)
             with contextlib.closing(_spread(work, run.chunks(raw), workers)) as chunks:
                 run.gather(chunks, log, strict)
+            report.tokenizer |= run.backend(encoder.backend)
         run.write(folder, capacity, strategy, seed)
+        saving = perf_counter()
         if hasattr(encoder.backend, "save"):
             encoder.backend.save(folder / "tokenizer")
+        report.seconds["write"] += perf_counter() - saving
         report.seconds["total"] = perf_counter() - begun
         write_json(folder / "report.json", report.to_dict())
         (folder / "report.html").write_text(page(report, run.examples), encoding="utf-8")
@@ -174,18 +187,50 @@ def _identity(thing: Any) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class _Chunk:
-    """What encoding made of some rows; `source` of `tokens` counts `sources`."""
+    """What encoding made of some rows; `source` of `tokens` counts `sources`.
+
+    `exact`: the tokenizer's own library encoded from the first row on. `fallback`: where a fast
+    tokenizer was given up, `compared`: texts that both encoded.
+    """
 
     tokens: Tokens
     sources: list[Source]
     rejects: list[Reject]
     warnings: Counter[str]
     seconds: dict[str, float]
+    exact: bool
+    fallback: str | None
+    compared: int
+
+
+@dataclass(slots=True)
+class _Work:
+    """Rows of the input → their tokens, and the rejects in the order of the input."""
+
+    encoder: Encoder
+    format: str | None
+
+    @property
+    def settled(self) -> bool:
+        """Whether the tokenizer is past the first texts, which it compares."""
+        backend = self.encoder.backend
+        return not isinstance(backend, Accelerated) or backend.settled
+
+    def __call__(self, rows: Sequence[RawRow], exact: bool = False) -> _Chunk:
+        """Do the work; with `exact` by the tokenizer's own library."""
+        backend = self.encoder.backend
+        if exact and isinstance(backend, Accelerated):
+            backend.give_up()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FallbackWarning)  # gather warns, once
+            return _encode(self.encoder, self.format, rows)
 
 
 def _encode(encoder: Encoder, format: str | None, rows: Sequence[RawRow]) -> _Chunk:
-    """Rows of the input → their tokens, and the rejects in the order of the input."""
     begun = perf_counter()
+    backend, told = encoder.backend, encoder.fallback
+    compared = getattr(backend, "compared", 0)
+    exact = getattr(backend, "exact", True)
     conversations: list[Conversation] = []
     rejects: list[Reject] = []
     for row in rows:
@@ -196,12 +241,28 @@ def _encode(encoder: Encoder, format: str | None, rows: Sequence[RawRow]) -> _Ch
             conversations.append(parsed)
     parsed_at = perf_counter()
     encoder.warnings.clear()
+    tokenized = encoder.seconds_tokenizing
     tokens = encoder(conversations, rejects)
-    place = {row.source: number for number, row in enumerate(rows)}
-    rejects.sort(key=lambda reject: place[cast(Source, reject.source)])
-    seconds = {"read": parsed_at - begun, "encode": perf_counter() - parsed_at}
-    sources = [cast(Source, conversation.source) for conversation in conversations]
-    return _Chunk(tokens, sources, rejects, Counter(encoder.warnings), seconds)
+    if rejects:
+        place = {row.source: number for number, row in enumerate(rows)}
+        rejects.sort(key=lambda reject: place[cast(Source, reject.source)])
+    tokenizing = encoder.seconds_tokenizing - tokenized
+    seconds = {
+        "read": parsed_at - begun,
+        "render": perf_counter() - parsed_at - tokenizing,
+        "tokenize": tokenizing,
+    }
+    sources = cast("list[Source]", [conversation.source for conversation in conversations])
+    return _Chunk(
+        tokens,
+        sources,
+        rejects,
+        Counter(encoder.warnings),
+        seconds,
+        exact,
+        None if encoder.fallback == told else encoder.fallback,
+        getattr(backend, "compared", 0) - compared,
+    )
 
 
 class _Run:
@@ -218,6 +279,8 @@ class _Run:
         self._rejected: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._seconds = dict.fromkeys(STAGES, 0.0)
+        self._compared = 0
+        self._fallback: str | None = None
         self._bytes = 0
         self._all_bytes = sum(sizes.values())
         self._before = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
@@ -234,7 +297,7 @@ class _Run:
             self._seconds["read"] += perf_counter() - begun
             if not rows:
                 return
-            self._read.update(row.source.file for row in rows)
+            self._read.update([row.source.file for row in rows])
             self._bytes += sum(len(row.content) for row in rows if isinstance(row.content, bytes))
             # Of a file that does not come as bytes it is only known when it is behind us.
             self._bytes = max(self._bytes, self._before[rows[-1].source.file])
@@ -243,29 +306,49 @@ class _Run:
     def gather(self, chunks: Iterator[_Chunk], log: BinaryIO, strict: bool) -> None:
         """Hold what was encoded, and write what was rejected to `log`."""
         numbers = {file: number for number, file in enumerate(self._sizes)}
-        warnings: Counter[str] = Counter()
+        noted: Counter[str] = Counter()
         conversations = tokens = 0
         begun = perf_counter()
         for chunk in chunks:
             if strict and chunk.rejects:
                 first = chunk.rejects[0]
                 raise RowError(first.reason, first.detail, str(first.source))
+            rejected_at = perf_counter()
             for reject in chunk.rejects:
                 self._reject(reject, log)
+            self._seconds["write"] += perf_counter() - rejected_at
             self._tokens.append(
                 dataclasses.replace(chunk.tokens, source=chunk.tokens.source + conversations)
             )
-            self._names.append(pa.array(map(_name, chunk.sources), pa.large_string()))
+            self._names.append(_names(chunk.sources))
             self._files.append(np.array([numbers[s.file] for s in chunk.sources], np.int32))
-            warnings.update(chunk.warnings)
+            noted.update(chunk.warnings)
+            self._compared += chunk.compared
+            if chunk.fallback is not None:
+                self._fallback = chunk.fallback
+                noted["a fast tokenizer was given up"] += 1
+                warnings.warn(chunk.fallback, FallbackWarning, stacklevel=3)
             for stage, seconds in chunk.seconds.items():
                 self._seconds[stage] += seconds
             conversations += len(chunk.sources)
             tokens += len(chunk.tokens.input_ids)
             done = min(self._bytes, self._all_bytes)
             self._tell("encode", begun, done, self._all_bytes, tokens)
-        self.report.warnings = dict(warnings.most_common())
+        self.report.warnings = dict(noted.most_common())
         self.report.rejected_by_reason = dict(self._reasons.most_common())
+
+    def backend(self, backend: Any) -> dict[str, Any]:
+        """Report what encoded the text, and what is to be said of the fast way to do so."""
+        if not isinstance(backend, Accelerated):
+            return {}
+        if self._fallback is not None:
+            backend.give_up()  # perhaps it was in another process
+        because = self._fallback or backend.exact_because
+        return {
+            "library": backend.library,
+            "compared": self._compared,
+            **({} if because is None else {"exact_because": because}),
+        }
 
     def _reject(self, reject: Reject, log: BinaryIO) -> None:
         source = cast(Source, reject.source)
@@ -348,9 +431,29 @@ class _Run:
         self._progress(Progress(stage, seconds, done, total, rows, tokens, rejected))
 
 
-def _name(source: Source) -> str:
-    """How a row's place is spelled; a file's name need not be Unicode."""
-    return str(source).encode("utf-8", "backslashreplace").decode()
+def _names(sources: Sequence[Source]) -> pa.Array:
+    """How the places of rows are spelled; a file's name need not be Unicode."""
+    names = [str(source) for source in sources]
+    try:
+        return pa.array(names, pa.large_string())
+    except UnicodeEncodeError:
+        spelled = [name.encode("utf-8", "backslashreplace").decode() for name in names]
+        return pa.array(spelled, pa.large_string())
+
+
+# Objects made between two searches for garbage in cycles. A row makes some ten, none of them in a
+# cycle, and with Python's own 700 the searches take a third of the time of reading.
+COLLECT_EVERY = 100_000
+
+
+@contextlib.contextmanager
+def _seldom_collecting() -> Iterator[None]:
+    before = gc.get_threshold()
+    gc.set_threshold(max(before[0], COLLECT_EVERY) if before[0] else 0, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def shuffled(plan: Plan, seed: int) -> Plan:
@@ -376,31 +479,42 @@ def _shards(bins: int, most: int) -> Iterator[tuple[str, int, int]]:
         yield path, bins * number // count, bins * (number + 1) // count
 
 
-_Work = Callable[[Sequence[RawRow]], _Chunk]
-
-
 def _spread(
     work: _Work, chunks: Iterator[list[RawRow]], workers: int
 ) -> Generator[_Chunk, None, None]:
     """Map `work` over chunks in order: here, or in processes with a bounded number under way.
 
-    They are spawned, never forked: a tokenizer may have threads.
+    They are spawned, never forked: a tokenizer may have threads. The first texts, which a fast
+    tokenizer compares, are encoded here. Behind a chunk at which one process gave it up, all is
+    exact: what another made faster meanwhile is made again.
     """
-    if workers == 1:
-        yield from map(work, chunks)
-        return
+    while workers == 1 or not work.settled:
+        rows = next(chunks, None)
+        if rows is None:
+            return
+        yield work(rows)
+    exact = False
+
+    def done(rows: list[RawRow], future: Future[_Chunk]) -> _Chunk:
+        nonlocal exact
+        chunk = future.result()
+        if exact and not chunk.exact:
+            chunk = pool.submit(_in_worker, rows, True).result()
+        exact = exact or chunk.fallback is not None
+        return chunk
+
     pool = ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=_start_worker, initargs=(work,)
     )
-    waiting: deque[Future[_Chunk]] = deque()
+    waiting: deque[tuple[list[RawRow], Future[_Chunk]]] = deque()
     try:
         for chunk in chunks:
             with _interrupts_held():
-                waiting.append(pool.submit(_in_worker, chunk))
+                waiting.append((chunk, pool.submit(_in_worker, chunk, exact)))
             if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
+                yield done(*waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield done(*waiting.popleft())
     except BrokenProcessPool:
         raise ChildProcessError(
             "a worker process died, perhaps for lack of memory: try fewer workers"
@@ -423,13 +537,14 @@ _worker: list[_Work] = []
 
 
 def _start_worker(work: _Work) -> None:
+    gc.set_threshold(COLLECT_EVERY)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other processors have workers of their own
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _worker.append(work)
 
 
-def _in_worker(rows: list[RawRow]) -> _Chunk:
-    return _worker[0](rows)
+def _in_worker(rows: list[RawRow], exact: bool) -> _Chunk:
+    return _worker[0](rows, exact)
 
 
 def _die_with_parent() -> None:

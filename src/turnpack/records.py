@@ -22,7 +22,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ._json import check_depth, decode, excerpt
+from ._json import MAX_DEPTH, check_depth, decode, excerpt, is_nested
 from .formats import FORMATS, check_format, conversation
 from .nouns import Conversation, Reject, RowError, Source
 
@@ -134,32 +134,27 @@ def _jsonl_rows(path: str) -> Iterator[RawRow]:
 
 
 def _line_rows(path: str, stream: io.BufferedIOBase) -> Iterator[RawRow]:
+    limit = MAX_LINE
     for number in itertools.count(1):
-        source = Source(path, line=number)
         try:
-            line = _next_line(stream)
+            line = stream.readline(limit + 1)
+            if len(line) > limit and not line.endswith(b"\n"):
+                while (rest := stream.readline(_CHUNK)) and not rest.endswith(b"\n"):
+                    pass
         except _UNREADABLE as error:
-            yield _unreadable(source, error)
+            yield _unreadable(Source(path, number), error)
             return
         if not line:
             return
         if number == 1:
             line = line.removeprefix(_BOM)
         line = line.rstrip(b"\r\n")
-        if len(line) > MAX_LINE:
-            detail = f"the line has more than {MAX_LINE:,} bytes"
+        if len(line) > limit:
+            source = Source(path, number)
+            detail = f"the line has more than {limit:,} bytes"
             yield RawRow(source, Reject(source, "too large", detail, excerpt(line)))
         elif line and not line.isspace():
-            yield RawRow(source, line)
-
-
-def _next_line(stream: io.BufferedIOBase) -> bytes:
-    """Return a line up to its newline, or the first MAX_LINE + 1 bytes of a longer one."""
-    line = stream.readline(MAX_LINE + 1)
-    if len(line) > MAX_LINE and not line.endswith(b"\n"):
-        while (rest := stream.readline(_CHUNK)) and not rest.endswith(b"\n"):
-            pass
-    return line
+            yield RawRow(Source(path, number), line)
 
 
 def _json_rows(path: str) -> Iterator[RawRow]:
@@ -198,12 +193,16 @@ def _document_rows(path: str, data: bytes) -> Iterator[RawRow]:
         else:
             yield RawRow(Source(path), data)  # parse says what is wrong with it
         return
-    for index, row in enumerate(value if isinstance(value, list) else [value]):
-        source = Source(path, index=index)
-        try:
-            check_depth(row)  # here, because pickle could not carry it to parse
-        except RowError as error:
-            row = Reject(source, error.reason, error.detail, None)
+    rows = value if isinstance(value, list) else [value]
+    # Here, because pickle could not carry it to parse; row by row only where that can find one.
+    nested = is_nested(rows, MAX_DEPTH + 1)
+    for index, row in enumerate(rows):
+        source = Source(path, None, index)
+        if nested:
+            try:
+                check_depth(row)
+            except RowError as error:
+                row = Reject(source, error.reason, error.detail, None)
         yield RawRow(source, row)
 
 

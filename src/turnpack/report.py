@@ -57,6 +57,9 @@ def summary(report: Report) -> Iterator[tuple[str, str]]:
         yield "  in rows", f"{report.rows:,}"
     yield "tokens", f"{tokens['total']:,}"
     yield "trained on", f"{tokens['trained']:,} ({tokens['share']:.1%})"
+    if report.tokenizer.get("library"):
+        why = report.tokenizer.get("exact_because")
+        yield "tokenized by", report.tokenizer["library"] + (f" ({one_line(why)})" if why else "")
     yield "bins", f"{report.bins:,} of {report.capacity:,} tokens"
     yield "utilization", f"{report.utilization:.2%}"
     yield "seconds", ", ".join(f"{stage} {value:.2f}" for stage, value in report.seconds.items())

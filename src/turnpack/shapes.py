@@ -1,0 +1,177 @@
+"""Shapes: conversations of the same roles are written alike, so how is worked out once.
+
+Owns the function that fills the texts of a conversation into what a named template writes for its
+shape. It gives up where the template looks into a text (an empty one, reasoning, a token that is
+an answer's own): such a conversation is rendered. Knows no tokenizer and no ids.
+
+The function's code is written from quoted constants, numbers of messages and names of string
+methods; nothing of a template or a conversation is ever run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .nouns import Conversation, Message, Segment
+from .patterns import Field, Pattern, splitter
+from .rendering import END_OF_THINK, RESULT, Rendering
+
+if TYPE_CHECKING:
+    from .declaration import Template
+
+# The roles of the messages, and which of them have an `input`.
+Shape = tuple[str, ...]
+# Messages → the texts of those segments that hold something of a message, or None.
+Fill = Callable[[Sequence[Message]], "list[str] | None"]
+
+_INPUT = "+input"
+
+
+def shape_of(conversation: Conversation) -> Shape | None:
+    """The shape of a conversation; None where it is more than roles, texts and inputs."""
+    if conversation.tools:
+        return None
+    # Nearly all messages are a role and a content.
+    shape: list[Any] = [m["role"] if len(m) == 2 else _with_input(m) for m in conversation.messages]
+    return None if None in shape else tuple(shape)
+
+
+def _with_input(message: Message) -> str | None:
+    role: str = message["role"]
+    return role + _INPUT if len(message) == 3 and message.get("input") else None
+
+
+class Program(NamedTuple):
+    """How a template writes conversations of one shape.
+
+    `segments`: those that hold something of a message have no text here; `fill` gives their texts.
+    `warnings`: as Rendered has them.
+    """
+
+    segments: list[Segment]
+    fill: Fill
+    warnings: tuple[str, ...]
+
+    def render(self, messages: Sequence[Message]) -> list[Segment] | None:
+        """The segments of a conversation of this shape."""
+        texts = self.fill(messages)
+        if texts is None:
+            return None
+        left = iter(texts)
+        return [part if part.text else part._replace(text=next(left)) for part in self.segments]
+
+
+def compile_program(template: Template, shape: Shape, train_on: str) -> Program | None:
+    """The program for a shape that the template can write; None where there can be none.
+
+    The template writes a conversation of slots. A slot takes down how it is stripped. Where text
+    that holds one is stripped, that is not known, but a slot's edge is lost.
+    """
+    edge = _edge(template.spelled_patterns)
+    if edge is None:
+        return None
+    segments, slots, warnings = _written(template, shape, train_on, edge)
+    bare = _written(template, shape, train_on, "")[0]
+    if [(pieces, part[1:]) for pieces, part in segments] != [(p, part[1:]) for p, part in bare]:
+        return None
+    texts = [pieces for pieces, _ in segments if len(pieces) > 1]
+    parts = [part._replace(text="") if len(pieces) > 1 else part for pieces, part in segments]
+    return Program(parts, _fill(template, shape, slots, texts), warnings)
+
+
+def _written(
+    template: Template, shape: Shape, train_on: str, edge: str
+) -> tuple[list[tuple[list[str], Segment]], list[_Slot], tuple[str, ...]]:
+    """Each segment, its text in pieces: in turn what the template writes and a slot's number."""
+    slots: list[_Slot] = []
+    messages: list[Message] = []
+    for number, role in enumerate(shape):
+        message = {"role": role.removesuffix(_INPUT)}
+        for key in ("content", "input")[: 1 + role.endswith(_INPUT)]:
+            message[key] = _slot(slots, edge, f"messages[{number}][{key!r}]")
+        messages.append(message)
+    rendered = Rendering(template, messages, False, train_on).render(None)
+    between = re.compile("{0}{1}([0-9]+){1}{0}".format(re.escape(edge), _MARK))
+    segments = [(between.split(part.text), part) for part in rendered.segments]
+    return segments, slots, rendered.warnings
+
+
+# Stands around a slot's number; a noncharacter, in no template.
+_MARK = "\ufdd0"
+
+
+class _Slot(str):
+    """Stands for a message's text while its shape is worked out."""
+
+    slots: list[_Slot]
+    edge: str
+    place: int  # in `slots`
+    code: str  # how the text is computed
+
+    def _change(self, method: str, chars: str | None) -> _Slot:
+        code = f"{self.code}.{method}({'' if chars is None else repr(chars)})"
+        return _slot(self.slots, self.edge, code)
+
+    def strip(self, chars: str | None = None, /) -> _Slot:
+        return self._change("strip", chars)
+
+    def lstrip(self, chars: str | None = None, /) -> _Slot:
+        return self._change("lstrip", chars)
+
+    def rstrip(self, chars: str | None = None, /) -> _Slot:
+        return self._change("rstrip", chars)
+
+
+def _slot(slots: list[_Slot], edge: str, code: str) -> _Slot:
+    slot = _Slot(f"{edge}{_MARK}{len(slots)}{_MARK}{edge}")
+    slot.slots, slot.edge, slot.place, slot.code = slots, edge, len(slots), code
+    slots.append(slot)
+    return slot
+
+
+def _edge(patterns: Mapping[str, Pattern]) -> str | None:
+    """A character that every field's method strips."""
+    stripped = {
+        part.chars
+        for pattern in patterns.values()
+        for part in pattern
+        if isinstance(part, Field) and part.method
+    }
+    candidates = "".join(chars or "" for chars in stripped) + " "
+    for edge in candidates:
+        if all(edge.isspace() if chars is None else edge in chars for chars in stripped):
+            return edge
+    return None
+
+
+def _fill(
+    template: Template, shape: Shape, slots: Sequence[_Slot], texts: Sequence[Sequence[str]]
+) -> Fill:
+    used = sorted({int(piece) for pieces in texts for piece in pieces[1::2]})
+    looked_at = [f"not t{place}" for place in used]
+    tokens = template.recognised
+    reasons = template.answer_with_reasoning is not None
+    if reasons:
+        tokens = (*tokens, END_OF_THINK)
+    for number, role in enumerate(shape):
+        content = f"messages[{number}]['content']"
+        if role.startswith("assistant") and tokens:
+            looked_at.append(f"recognises({content})")
+        elif role.startswith("user") and reasons:
+            looked_at.append(f"{content}.startswith({RESULT!r})")
+    joined = [
+        " + ".join(f"t{piece}" if n % 2 else repr(piece) for n, piece in enumerate(pieces) if piece)
+        for pieces in texts
+    ]
+    lines = [
+        *(f"t{place} = {slots[place].code}" for place in used),
+        *([f"if {' or '.join(looked_at)}: return None"] if looked_at else []),
+        f"return [{', '.join(joined)}]",
+    ]
+    body = "\n    ".join(lines)
+    names: dict[str, Any] = {"recognises": splitter(tokens).search}
+    exec(compile(f"def fill(messages):\n    {body}\n", "<shape>", "exec"), names)
+    fill: Fill = names["fill"]
+    return fill

@@ -1,0 +1,139 @@
+"""Programs of shapes: what they fill in is what the template writes, or they give up."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import turnpack as tp
+from at_hand import mistral_v1, qwen, tiny
+from chats import assistant, user
+from turnpack import tokenizers
+from turnpack.encode import Encoder
+from turnpack.nouns import Conversation, RowError
+from turnpack.shapes import compile_program, shape_of
+
+TEXTS = st.one_of(
+    st.sampled_from(
+        [
+            *("", " ", "\n", "x", "  Hi there \n", "<think>so</think> yes", "a</think>b"),
+            *("<tool_response>\n4\n</tool_response>", "\ufdd00\ufdd0", "None", "<|im_end|>"),
+        ]
+    ),
+    st.text(st.sampled_from("ab :\n<>/|#你🙂'\"\\{}"), max_size=12),
+)
+ROLES = st.sampled_from(["user", "assistant", "user", "assistant", "system", "tool"])
+
+
+@st.composite
+def chats(draw):
+    roles = draw(st.lists(ROLES, min_size=1, max_size=5))
+    messages = []
+    for role in draw(st.sampled_from([roles, ["user", "assistant"] * 2, ["system", *roles]])):
+        messages.append({"role": role, "content": draw(TEXTS)})
+        if draw(st.booleans()) and role == "user":
+            messages[-1]["input"] = draw(TEXTS)
+    return messages
+
+
+def bound(name):
+    """The template with the tokens that an answer of Qwen's yields."""
+    template = tp.get_template(name)
+    return template if name != "chatml" else template.bind(QWEN)
+
+
+QWEN = tokenizers.load(qwen(), eos="<|im_end|>")
+TEMPLATES = {name: bound(name) for name in tp.templates()}
+
+
+@pytest.mark.parametrize("train_on", ["assistant", "last", "all"])
+@pytest.mark.parametrize("name", TEMPLATES)
+@settings(max_examples=15, deadline=None)
+@given(first=chats(), data=st.data())
+def test_a_program_writes_what_its_template_writes(name, train_on, first, data):
+    template = TEMPLATES[name]
+    shape = shape_of(Conversation(first))
+    try:
+        template.render(first, train_on=train_on)
+    except RowError:
+        return
+    program = shape and compile_program(template, shape, train_on)
+    if not program:
+        return
+    # Another conversation of the same shape.
+    other = [
+        {key: data.draw(TEXTS.filter(bool)) if key != "role" else m["role"] for key in m}
+        for m in first
+    ]
+    assert shape_of(Conversation(other)) == shape
+    for messages in (first, other):
+        made = program.render(messages)
+        rendered = template.render(messages, train_on=train_on)
+        if made is not None:
+            assert made == list(rendered.segments)
+            assert program.warnings == rendered.warnings
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_ordinary_conversations_have_a_program(name):
+    chat = [user("Hi there"), assistant("Hello, you.")]
+    program = compile_program(TEMPLATES[name], shape_of(Conversation(chat)), "assistant")
+    assert program.render(chat) == list(TEMPLATES[name].render(chat).segments)
+    assert program.render([user("  Hi "), assistant("x\ty")]) is not None
+
+
+def test_a_message_that_says_more_has_no_shape():
+    assert shape_of(Conversation([user("a", input="b"), assistant("c")])) == (
+        "user+input",
+        "assistant",
+    )
+    for more in ({"train": False}, {"weight": 0.5}, {"input": ""}, {"tool_calls": []}):
+        assert shape_of(Conversation([user("a"), assistant("b", **more)])) is None
+    assert shape_of(Conversation([user("a")], tools=[{"type": "function"}])) is None
+
+
+ENCODERS = [
+    (QWEN, name, options)
+    for name in ("chatml", "qwen3", "alpaca")
+    for options in ({}, {"train_on": "all"}, {"train_on": "last"}, {"max_length": 9})
+] + [
+    (tokenizers.load(mistral_v1()), "llama2", {}),
+    (tokenizers.load(mistral_v1()), "vicuna", {"truncate": "split", "max_length": 7}),
+    (tokenizers.load(tiny("first", True), bos="<s>", eos="</s>"), "chatml", {}),
+    (tokenizers.load(tiny("always"), bos="<s>", eos="</s>"), "firefly", {}),
+]
+
+
+@pytest.mark.parametrize(("backend", "name", "options"), ENCODERS)
+@settings(max_examples=10, deadline=None)
+@given(batch=st.lists(chats(), max_size=6))
+def test_remembered_shapes_change_no_token(backend, name, options, batch):
+    """A train flag that changes nothing keeps a conversation from having a shape."""
+    marked = [[dict(message, train=True) for message in chat] for chat in batch]
+    encoder = Encoder(backend, name, **options)
+    other = Encoder(backend, name, **options)
+    for _ in range(2):
+        rejects, expected = [], []
+        assert encoder(batch, rejects) == other(marked, expected)
+        assert [r.reason for r in rejects] == [r.reason for r in expected]
+    assert encoder.warnings == other.warnings
+    assert not any(other._layouts.values())
+
+
+def test_shapes_are_used_and_an_encoder_that_knows_some_can_be_pickled():
+    encoder = Encoder(QWEN, "chatml")
+    rows = [[user("Hi"), assistant("Hello <think>")], [user("Hi"), assistant("Hello")]] * 3
+    tokens = encoder(rows)
+    assert any(encoder._layouts.values())
+    assert pickle.loads(pickle.dumps(encoder))(rows) == tokens == encoder(rows)
+
+
+def test_no_more_shapes_are_remembered_than_fit(monkeypatch):
+    monkeypatch.setattr("turnpack.encode.SHAPES", 2)
+    encoder = Encoder(QWEN, "chatml")
+    rows = [[user("Hi"), assistant("Hello")] * length for length in (1, 2, 3, 4, 3, 1)]
+    assert encoder(rows) == Encoder(QWEN, "chatml")(rows)
+    assert len(encoder._layouts) == 2
