@@ -2,6 +2,7 @@
 # (Cython, Python containers in, arrays out). All other metadata is in pyproject.toml.
 
 import sys
+from glob import glob
 
 from Cython.Build import cythonize
 from pybind11.setup_helpers import Pybind11Extension
@@ -17,11 +18,11 @@ else:
 
 # Neither pickles nor Python-visible leftovers: the module holds what its stub names.
 DIRECTIVES = {"language_level": 3, "auto_pickle": False, "autotestdict": False}
-HEADERS = ["csrc/errors.h", "csrc/index.h", "csrc/kernels.h"]
+HEADERS = sorted(glob("csrc/*.h"))
 
 core = Pybind11Extension(  # adds -fvisibility=hidden
     "turnpack._core",
-    ["csrc/bind_core.cpp", "csrc/concat.cpp", "csrc/mask.cpp", "csrc/pack.cpp", "csrc/plan.cpp"],
+    [f"csrc/{name}.cpp" for name in ("bind_core", "concat", "mask", "pack", "plan", "planner")],
     depends=HEADERS,
     cxx_std=17,
     extra_compile_args=[*compile_args],

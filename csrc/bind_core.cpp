@@ -7,6 +7,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -95,7 +96,7 @@ Array<uint8_t> mask_markers(const Array<int32_t>& input_ids, const Offsets& offs
 }
 
 py::tuple plan(const Offsets& lengths, int64_t capacity, const std::string& strategy, int64_t align,
-               int64_t max_rows) {
+               int64_t max_rows, int64_t threads, bool wide) {
     const Strategy rule = strategy == "in_order"    ? Strategy::in_order
                           : strategy == "first_fit" ? Strategy::first_fit
                                                     : Strategy::best_fit;
@@ -104,10 +105,63 @@ py::tuple plan(const Offsets& lengths, int64_t capacity, const std::string& stra
             *fill_to = fill.mutable_data();
     const int64_t bins = unlocked([&] {
         return turnpack::plan(lengths.data(), lengths.size(), capacity, rule, align, max_rows,
-                              rows_to, offsets_to, fill_to);
+                              threads, wide, rows_to, offsets_to, fill_to);
     });
-    return py::make_tuple(rows, Offsets(bins + 1, offsets_to), Offsets(bins, fill_to));
+    // In place: what was not written to was never made part of memory.
+    offsets.resize({bins + 1}, false);
+    fill.resize({bins}, false);
+    return py::make_tuple(rows, offsets, fill);
 }
+
+Offsets array_of(const std::vector<int64_t>& values) {
+    return Offsets(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+py::tuple bins_of(const Closed& closed) {
+    return py::make_tuple(array_of(closed.rows), array_of(closed.offsets), array_of(closed.fill));
+}
+
+// A Planner that one thread at a time gets to.
+class SharedPlanner {
+    // Without the GIL, so that the thread that is inside needs not wait for it.
+    template <class Work>
+    auto locked(const Work& work) {
+        return unlocked([&] {
+            const std::lock_guard<std::mutex> alone(mutex_);
+            return work();
+        });
+    }
+
+  public:
+    SharedPlanner(int64_t capacity, int64_t window, int64_t align, int64_t max_rows)
+        : planner_(capacity, window, align, max_rows) {}
+
+    py::tuple add(const Offsets& lengths) {
+        return bins_of(locked([&] { return planner_.add(lengths.data(), lengths.size()); }));
+    }
+
+    py::tuple flush() {
+        return bins_of(locked([&] { return planner_.flush(); }));
+    }
+
+    py::tuple state() {
+        const Planner::State state = locked([&] { return planner_.state(); });
+        return py::make_tuple(state.rows, array_of(state.ids), array_of(state.lengths));
+    }
+
+    void load(int64_t rows, const Offsets& ids, const Offsets& lengths) {
+        check_size("lengths", lengths.size(), ids.size());
+        locked([&] {
+            planner_.load({rows,
+                           {ids.data(), ids.data() + ids.size()},
+                           {lengths.data(), lengths.data() + lengths.size()}});
+        });
+    }
+
+  private:
+    Planner planner_;
+    std::mutex mutex_;
+};
 
 // The named array of `out`, or a new one of this shape.
 template <class T>
@@ -235,7 +289,17 @@ PYBIND11_MODULE(_core, m) {
           py::arg("start_offsets").noconvert(), py::arg("ends").noconvert(),
           py::arg("end_offsets").noconvert(), py::arg("include_end"));
     m.def("plan", &plan, py::arg("lengths").noconvert(), py::arg("capacity"), py::arg("strategy"),
-          py::arg("align"), py::arg("max_rows"));
+          py::arg("align"), py::arg("max_rows"), py::arg("threads"), py::arg("wide") = false);
+    // An ordinary class, as its stub says: `type` makes it, not a type of pybind11's.
+    const py::metaclass ordinary(reinterpret_cast<PyObject*>(&PyType_Type));
+    py::class_<SharedPlanner>(m, "Planner", ordinary)
+        .def(py::init<int64_t, int64_t, int64_t, int64_t>(), py::arg("capacity"), py::arg("window"),
+             py::arg("align"), py::arg("max_rows"))
+        .def("add", &SharedPlanner::add, py::arg("lengths").noconvert())
+        .def("flush", &SharedPlanner::flush)
+        .def("state", &SharedPlanner::state)
+        .def("load", &SharedPlanner::load, py::arg("rows"), py::arg("ids").noconvert(),
+             py::arg("lengths").noconvert());
     m.def("pack", &pack, py::arg("input_ids").noconvert(), py::arg("loss_mask").noconvert(),
           py::arg("offsets").noconvert(), py::arg("loss_weights").noconvert(),
           py::arg("rows").noconvert(), py::arg("bin_offsets").noconvert(),

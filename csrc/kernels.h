@@ -4,8 +4,10 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "index.h"
+#include "rule.h"
 
 namespace turnpack {
 
@@ -76,12 +78,60 @@ enum class Strategy { best_fit, first_fit, in_order };
 //   first_fit  The same order of rows; the lowest-numbered bin with room.
 //   in_order   Rows by id; the last bin if there is room, otherwise a new one.
 // Where no bin fits, one is opened. Bins are numbered as opened, a bin's rows stand in order of
-// placement. A bin with max_rows rows takes no more. Throws on capacity, align or max_rows below 1,
-// and at the first row, by id, that is negative, empty or does not fit into an empty bin.
-// Fills rows [size] and the first bins + 1 (bins) of offsets [size + 1] (fill [size]); returns
-// bins. Memory is O(size), however large the capacity.
+// placement. A bin with max_rows rows takes no more. Throws on capacity, align, max_rows or threads
+// below 1, and at the first row, by id, that is negative, empty or does not fit into an empty bin.
+// Fills rows [size] and the first bins + 1 (bins) of offsets [size + 1] (fill [size]) on `threads`
+// threads; returns bins. Memory is O(size), however large the capacity. `wide`: numbers rows by
+// int64 within, as for 2^31 rows and more; the results are the same.
 int64_t plan(const int64_t* lengths, int64_t size, int64_t capacity, Strategy strategy,
-             int64_t align, int64_t max_rows, int64_t* rows, int64_t* offsets, int64_t* fill);
+             int64_t align, int64_t max_rows, int64_t threads, bool wide, int64_t* rows,
+             int64_t* offsets, int64_t* fill);
+
+// ---- Planner: a stream of lengths -> bins -------------------------------------------------------
+
+struct Closed {  // bins as in a plan, rows by their number in the stream
+    std::vector<int64_t> rows, offsets{0}, fill;
+};
+
+// The bins of a stream of rows, numbered from 0, in the memory of a window. Rows wait as they come.
+// Whenever `window` rows wait, they are planned and some of the bins closed:
+//   A waiting row is due when more than 3 * window rows came after it.
+//   Order of rows: those that are due before the others; in both, longest first, equal lengths by
+//   rising number. Each goes where best_fit puts it (see plan), into bins that are all new.
+//   Closed are the bins that can take no further row (not a unit of `align` is left, or they have
+//   max_rows) and those with a row that is due. If fewer than half of the waiting rows stand in
+//   these, then further bins, least space first and then lowest number, until at least half do.
+// Closed bins are given out by number, in them rows in order of placement; all other rows wait on,
+// and nothing but their number and length is kept. So no row waits for more than 4 * window later
+// ones, and how the stream is cut into calls changes no bin.
+class Planner {
+  public:
+    // Throws on capacity, window, align or max_rows below 1.
+    Planner(int64_t capacity, int64_t window, int64_t align, int64_t max_rows);
+
+    // Throws as plan does, by the row's number in the stream, and then takes none of the rows.
+    Closed add(const int64_t* lengths, int64_t size);
+
+    // Plans what waits, in the same order, and closes every bin. Numbers go on from there.
+    Closed flush();
+
+    struct State {
+        int64_t rows = 0;                   // of the stream so far
+        std::vector<int64_t> ids, lengths;  // of what waits, by rising number
+    };
+    const State& state() const { return state_; }
+
+    // Goes on from that state, or throws and stays as it was: where a number is below 0, does not
+    // rise or is not below `rows`, where plan refuses a length, or where a window of rows waits.
+    void load(State state);
+
+  private:
+    void close_some(bool all, Closed& closed);
+
+    Rule rule_;
+    int64_t window_;
+    State state_;
+};
 
 // ---- pack, unpack: tokens + plan <-> bins -------------------------------------------------------
 

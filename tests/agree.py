@@ -29,10 +29,16 @@ def pack_by_lanes(lanes: int) -> Any:
     return pack
 
 
+def plan_wide(lengths, capacity, *, strategy="best_fit", align=1, max_rows=None, threads=1) -> Any:
+    """kernels.plan by the form for 2**31 rows and more."""
+    return kernels._plan(lengths, capacity, strategy, align, max_rows, threads, wide=True)
+
+
 IMPLEMENTATIONS = {
     "reference": reference,
     "core": kernels,
     "core-lanes": SimpleNamespace(pack=pack_by_lanes(7)),
+    "core-wide": SimpleNamespace(plan=plan_wide),
 }
 
 
@@ -43,7 +49,7 @@ def implementations(verb: str) -> dict[str, Any]:
 
 def equal(a: Any, b: Any) -> bool:
     """By value and by dtype."""
-    if isinstance(a, tuple) and isinstance(b, tuple):
+    if isinstance(a, (tuple, list)) and type(a) is type(b):
         return len(a) == len(b) and all(map(equal, a, b))
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return a.dtype == b.dtype and np.array_equal(a, b)
@@ -60,9 +66,13 @@ def outcome(verb: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
 
 def agreed(verb: str, *args: Any, **kwargs: Any) -> Any:
     """The outcome, after asserting that every implementation comes to the same."""
+    return agreed_by(verb, lambda called: called(*args, **kwargs))
+
+
+def agreed_by(verb: str, use: Any) -> Any:
+    """The outcome of use(verb), after asserting that with every implementation it is the same."""
     outcomes = {
-        name: outcome(getattr(impl, verb), *args, **kwargs)
-        for name, impl in implementations(verb).items()
+        name: outcome(use, getattr(impl, verb)) for name, impl in implementations(verb).items()
     }
     expected = outcomes.pop("reference")
     for name, found in outcomes.items():

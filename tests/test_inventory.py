@@ -27,6 +27,7 @@ VERBS = {
     "mask_spans": ("csrc/mask.cpp", "mask_spans"),
     "mask_markers": ("csrc/mask.cpp", "mask_markers"),
     "plan": ("csrc/plan.cpp", "plan"),
+    "Planner": ("csrc/planner.cpp", "planner"),
     "pack": ("csrc/pack.cpp", "pack"),
     "unpack": ("csrc/pack.cpp", "unpack"),
 }
@@ -35,22 +36,22 @@ VERBS = {
 def places(verb):
     """Each place as (file, a pattern that names the verb in it)."""
     loop, subject = VERBS[verb]
-    python = rf"^def {verb}\("
+    python = rf"^(def|class) {verb}\b"
     yield "src/turnpack/reference.py", python
     yield "src/turnpack/kernels.py", python
-    yield "src/turnpack/_arguments.py", python
+    yield "src/turnpack/_arguments.py", rf"^def {verb.lower()}\("
     yield f"tests/test_{subject}.py", r"^def test_\w+\(impl"
-    yield f"tests/test_{subject}.py", rf"agreed\(\s*\"{verb}\""
-    yield f"benchmarks/bench_{subject}.py", rf"^def test_{verb}\w*\(benchmark"
-    yield "benchmarks/baselines.py", rf"^def {verb}_\w+\("
+    yield f"tests/test_{subject}.py", rf"agreed(_by)?\(\s*\"{verb}\""
+    yield f"benchmarks/bench_{subject}.py", rf"^def test_{verb.lower()}\w*\(benchmark"
+    yield "benchmarks/baselines.py", rf"^def {verb.lower()}_\w+\("
     if loop.endswith(".pyx"):
         yield loop, python
         yield "src/turnpack/_ingest.pyi", python
     else:
-        cpp = rf"^(int64_t|void) {verb}\("
+        cpp = rf"^(int64_t |void |class |{verb}::){verb}\b"
         yield loop, cpp
         yield "csrc/kernels.h", cpp
-        yield "csrc/bind_core.cpp", rf"def\(\"{verb}\""
+        yield "csrc/bind_core.cpp", rf"(def\(|class_<\w+>\(m, )\"{verb}\""
         yield "src/turnpack/_core.pyi", python
 
 
@@ -70,9 +71,17 @@ def test_the_verbs_are_these():
         defined = [
             name
             for name, value in vars(module).items()
-            if inspect.isfunction(value) and value.__module__ == module.__name__ and name[0] != "_"
+            if (inspect.isfunction(value) or name in VERBS)
+            and value.__module__ == module.__name__
+            and name[0] != "_"
         ]
-        assert defined == list(VERBS), f"{module.__name__} has others or another order"
+        listed = [*VERBS]
+        if (
+            module is _arguments
+        ):  # by a function for each, and one more for what a class is loaded from
+            listed[listed.index("Planner")] = "planner"
+            listed.insert(listed.index("planner") + 1, "planner_state")
+        assert defined == listed, f"{module.__name__} has others or another order"
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -94,7 +103,7 @@ def test_the_examples_are_true(name):
 
 
 def test_the_top_level_verbs_are_the_kernels():
-    for verb in ("plan", "pack", "unpack"):
+    for verb in ("plan", "Planner", "pack", "unpack"):
         assert getattr(turnpack, verb) is getattr(kernels, verb)
 
 

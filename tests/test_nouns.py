@@ -145,6 +145,7 @@ def test_plan_counts():
         ({"fill": [-1, 9]}, ValueError, "bin 0 has -1 tokens"),
         ({"fill": [9]}, ValueError, "fill has 1 entries, not 2"),
         ({"rows": [0, 1, 0]}, ValueError, "row 0 is there twice"),
+        ({"rows": [2**40, 1, 2**40]}, ValueError, f"row {2**40} is there twice"),
         ({"rows": [0, 1, -2]}, ValueError, "row id -2 is negative"),
         ({"rows": np.zeros(3)}, TypeError, "rows has dtype float64, not int32 or int64"),
         ({"offsets": [0, 2, 4]}, ValueError, "offsets ends at 4, not 3"),

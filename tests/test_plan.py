@@ -120,6 +120,10 @@ def test_forms_that_are_widened(impl):
         ({"align": 0}, ValueError, "align is 0, less than 1"),
         ({"max_rows": 0}, ValueError, "max_rows is 0, less than 1"),
         ({"max_rows": True}, TypeError, "max_rows is bool, not an int"),
+        ({"threads": 0}, ValueError, "threads is 0, less than 1"),
+        ({"threads": 0, "max_rows": -1}, ValueError, "max_rows is -1, less than 1"),
+        ({"threads": 0, "lengths": [0]}, ValueError, "threads is 0, less than 1"),
+        ({"threads": 1.0}, TypeError, "threads is float, not an int"),
         ({"strategy": "worst_fit"}, ValueError,
          "unknown strategy 'worst_fit': best_fit, first_fit, in_order"),
         ({"strategy": None}, TypeError, "strategy is NoneType, not a str"),
@@ -188,6 +192,24 @@ def test_every_strategy(rows, more, align, max_rows):
             assert made.rows.tolist() == list(range(len(lengths)))
 
 
+# A few lengths, many rows of each: whole classes of rows meet whole runs of bins.
+CLASSES = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 60)), min_size=1, max_size=8)
+
+
+@settings(max_examples=300)
+@given(CLASSES, st.integers(0, 90), st.integers(1, 3), st.none() | st.integers(1, 9), st.randoms())
+def test_many_rows_of_one_length(classes, more, align, max_rows, random):
+    lengths = [length for length, count in classes for _ in range(count)]
+    random.shuffle(lengths)
+    capacity = -(-max(lengths) // align) * align + more
+    for strategy in STRATEGIES:
+        kind, made = agree.agreed(
+            "plan", lengths, capacity, strategy=strategy, align=align, max_rows=max_rows
+        )
+        assert kind == "result"
+        assert sorted(made.rows.tolist()) == list(range(len(lengths)))
+
+
 @given(LENGTHS, st.sampled_from([2**20, 2**40, 2**55]))
 def test_the_unit_of_length_does_not_matter(rows, unit):
     """Also: the plan by an ordered map of spaces is the plan by a table of spaces."""
@@ -207,16 +229,51 @@ def test_both_refuse_alike(lengths, capacity, strategy, align, max_rows):
     agree.agreed("plan", lengths, capacity, strategy=strategy, align=align, max_rows=max_rows)
 
 
+def drawn(rows, top, seed=5):
+    """Lognormal lengths up to `top`."""
+    found = np.random.default_rng(seed).lognormal(np.log(top / 12), 0.9, rows)
+    return np.clip(found, 1, top).astype(np.int64)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("unit", [1, 2**40])
 def test_70_000_rows(strategy, unit):
-    rng = np.random.default_rng(5)
-    top = 4096 if strategy == "best_fit" else 64  # few bins: the reference looks at each
-    lengths = np.clip(rng.lognormal(np.log(top / 12), 0.9, 70_000), 1, top).astype(np.int64)
+    # Few bins for what is not best fit: the reference looks at each.
+    lengths = drawn(70_000, 4096 if strategy == "best_fit" else 64)
     kind, made = agree.agreed("plan", lengths * unit, 4096 * unit, strategy=strategy)
     assert kind == "result"
     assert np.array_equal(np.sort(made.rows), np.arange(70_000))
     assert np.array_equal(np.add.reduceat(lengths[made.rows] * unit, made.offsets[:-1]), made.fill)
+
+
+@pytest.mark.parametrize("rows", [1000, 100_000])
+@pytest.mark.parametrize("capacity", [4096, 131_072])
+def test_bins_of_few_rows(rows, capacity):
+    """Lengths near the capacity, where runs of bins are short; first fit by few bins at a time."""
+    lengths = np.random.default_rng(rows).integers(1, capacity + 1, rows)
+    agree.agreed("plan", lengths, capacity)
+    agree.agreed("plan", lengths[:1000], capacity, strategy="first_fit")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_threads_make_the_same_plan(strategy):
+    lengths = drawn(150_000, 4096)
+    lengths[::7] = 500  # a run of bins that threads share
+    alone = kernels.plan(lengths, 8192, strategy=strategy)
+    for threads in (2, 3, 5, 2**40):
+        assert kernels.plan(lengths, 8192, strategy=strategy, threads=threads) == alone
+    huge = kernels.plan(lengths * 2**40, 2**53, strategy=strategy, threads=3)
+    assert np.array_equal(huge.rows, alone.rows)
+
+
+@pytest.mark.parametrize("capacity", [4096, 2**40])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_threads_refuse_the_first_bad_row(strategy, capacity):
+    lengths = drawn(150_000, 4096)
+    lengths[[70_001, 149_999]] = 0, -1
+    for threads in (1, 2, 4):
+        with pytest.raises(ValueError, match=r"^row 70001 is empty$"):
+            kernels.plan(lengths, capacity, strategy=strategy, threads=threads)
 
 
 def test_a_huge_capacity_takes_no_memory():

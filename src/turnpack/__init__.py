@@ -6,7 +6,7 @@ Owns what `import turnpack` offers; imports neither torch nor transformers nor t
 from . import kernels, reference
 from ._version import __version__
 from .encode import Encoder
-from .kernels import pack, plan, unpack
+from .kernels import Planner, pack, plan, unpack
 from .nouns import (
     Conversation,
     Packed,
@@ -27,6 +27,7 @@ __all__ = [
     "Encoder",
     "Packed",
     "Plan",
+    "Planner",
     "Reject",
     "Rendered",
     "Role",

@@ -6,7 +6,7 @@ words. Looks at no value beyond the integer type it has to fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple, TypeAlias
 
@@ -108,16 +108,54 @@ def mask_markers(
 
 
 def plan(
-    lengths: object, capacity: object, strategy: object, align: object, max_rows: object
-) -> tuple[Int64s, int, str, int, int]:
+    lengths: object,
+    capacity: object,
+    strategy: object,
+    align: object,
+    max_rows: object,
+    threads: object,
+) -> tuple[Int64s, int, str, int, int, int]:
     """All of them in this order; without max_rows as many as there can be."""
     return (
         _checks.indices("lengths", lengths),
         _checks.number("capacity", capacity),
         _checks.choice("strategy", strategy, STRATEGIES),
         _checks.number("align", align),
-        int(np.iinfo(np.int64).max) if max_rows is None else _checks.number("max_rows", max_rows),
+        _most(max_rows),
+        _checks.number("threads", threads),
     )
+
+
+def _most(max_rows: object) -> int:
+    return int(np.iinfo(np.int64).max) if max_rows is None else _checks.number("max_rows", max_rows)
+
+
+def planner(
+    capacity: object, window: object, align: object, max_rows: object
+) -> tuple[int, int, int, int]:
+    """All of them in this order; without max_rows as many as there can be."""
+    return (
+        _checks.number("capacity", capacity),
+        _checks.number("window", window),
+        _checks.number("align", align),
+        _most(max_rows),
+    )
+
+
+def planner_state(state: object, settings: Mapping[str, object]) -> tuple[int, Int64s, Int64s]:
+    """rows, waiting and lengths of a state that a planner of these settings gave."""
+    _checks.instance("state", state, Mapping)
+    assert isinstance(state, Mapping)
+    for name in (*settings, "rows", "waiting", "lengths"):
+        if name not in state:
+            raise ValueError(f"state has no {name}")
+    for name, value in settings.items():
+        if state[name] != value:
+            raise ValueError(f"state is of {name} {state[name]}, not {value}")
+    waiting = _checks.indices("waiting", state["waiting"])
+    lengths = _checks.indices("lengths", state["lengths"])
+    _checks.size("lengths", lengths, len(waiting))
+    return _checks.number("rows", state["rows"]), waiting, lengths
 
 
 def pack(

@@ -34,8 +34,22 @@ def mask_markers(
     include_end: bool,
 ) -> _Mask: ...
 def plan(
-    lengths: Int64s, capacity: int, strategy: str, align: int, max_rows: int
+    lengths: Int64s,
+    capacity: int,
+    strategy: str,
+    align: int,
+    max_rows: int,
+    threads: int,
+    wide: bool = False,
 ) -> tuple[Int64s, Int64s, Int64s]: ...
+
+class Planner:
+    def __init__(self, capacity: int, window: int, align: int, max_rows: int) -> None: ...
+    def add(self, lengths: Int64s) -> tuple[Int64s, Int64s, Int64s]: ...
+    def flush(self) -> tuple[Int64s, Int64s, Int64s]: ...
+    def state(self) -> tuple[int, Int64s, Int64s]: ...
+    def load(self, rows: int, ids: Int64s, lengths: Int64s) -> None: ...
+
 def pack(
     input_ids: Ids,
     loss_mask: _Mask,

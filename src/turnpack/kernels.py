@@ -9,14 +9,15 @@ Token arrays are taken as they are: 1-D, C-contiguous, of exactly the dtype name
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _arguments, _checks
 from ._arguments import Indices
+from ._checks import Int64s
 from .nouns import Packed, Plan, Role, Tokens, trusted
 
 try:
@@ -29,6 +30,7 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "Planner",
     "concat",
     "flatten",
     "mask_markers",
@@ -168,6 +170,7 @@ def plan(
     strategy: Literal["best_fit", "first_fit", "in_order"] = "best_fit",
     align: int = 1,
     max_rows: int | None = None,
+    threads: int = 1,
 ) -> Plan:
     """Which rows share a bin of `capacity` tokens; `lengths` `[rows]` in tokens.
 
@@ -178,10 +181,11 @@ def plan(
 
     With `align`, a row takes up its length rounded up to a multiple of it, so that whoever pads
     each document to one stays within capacity; `fill` and `utilization` count tokens all the same
-    (and `pack` puts rows back to back). `max_rows`: rows a bin may have.
+    (and `pack` puts rows back to back). `max_rows`: rows a bin may have. The plan is the same for
+    any number of `threads`.
 
     Raises ValueError for a row that is empty, negative or longer than capacity (the first such
-    row), and for a capacity, align or max_rows below 1.
+    row), and for a capacity, align, max_rows or threads below 1.
 
     >>> made = plan([5, 3, 7, 2], 10)
     >>> [made.rows[a:b].tolist() for a, b in zip(made.offsets, made.offsets[1:])]
@@ -189,9 +193,94 @@ def plan(
     >>> made.fill.tolist(), made.utilization
     ([10, 7], 0.85)
     """
-    checked = _arguments.plan(lengths, capacity, strategy, align, max_rows)
-    rows, offsets, fill = _core.plan(*checked)
+    return _plan(lengths, capacity, strategy, align, max_rows, threads, wide=False)
+
+
+def _plan(
+    lengths: Indices,
+    capacity: int,
+    strategy: str,
+    align: int,
+    max_rows: int | None,
+    threads: int,
+    wide: bool,
+) -> Plan:
+    """As `plan`; with `wide`, by the form for 2**31 rows and more (for tests)."""
+    checked = _arguments.plan(lengths, capacity, strategy, align, max_rows, threads)
+    rows, offsets, fill = _core.plan(*checked, wide)
     return trusted(Plan, rows, offsets, fill, checked[1])
+
+
+class Planner:
+    """Bins for rows that come as a stream: nearly the plan of all of them, in bounded memory.
+
+    Rows wait until `window` of them do; then they are planned by best fit, and the bins that are
+    full are closed, and so are those of rows that have waited for long. So a row waits for at most
+    4 * `window` later ones. Rows are numbered from 0 over the stream, and how it is cut into calls
+    changes no bin. `capacity`, `align` and `max_rows` are those of `plan`; the whole rule is in
+    csrc/kernels.h. At a window of 4,096 and usual chat lengths the bins are as full as `plan`'s,
+    within 0.01 percentage points.
+
+    Raises ValueError for a capacity, window, align or max_rows below 1.
+
+    >>> planner = Planner(10, window=4)
+    >>> planner.add([5, 3, 7])
+    Plan(rows=0, bins=0, capacity=10, utilization=0.000)
+    >>> made = planner.add([2, 6])                  # 7 and 3 fill a bin; 5, 2 and 6 wait
+    >>> made.rows.tolist(), made.offsets.tolist(), made.fill.tolist()
+    ([2, 1], [0, 2], [10])
+    >>> planner.flush().rows.tolist()
+    [4, 3, 0]
+    """
+
+    def __init__(
+        self, capacity: int, window: int = 4096, *, align: int = 1, max_rows: int | None = None
+    ) -> None:
+        capacity, window, align, most = _arguments.planner(capacity, window, align, max_rows)
+        self._core = _core.Planner(capacity, window, align, most)
+        self._settings = {
+            "capacity": capacity,
+            "window": window,
+            "align": align,
+            "max_rows": None if max_rows is None else most,
+        }
+
+    def add(self, lengths: Indices) -> Plan:
+        """Take further rows, of `lengths` `[rows]` in tokens; the bins that this closes.
+
+        Raises ValueError for a row that `plan` would refuse, by its number in the stream; then none
+        of these rows is taken.
+        """
+        return self._plan(self._core.add(_checks.indices("lengths", lengths)))
+
+    def flush(self) -> Plan:
+        """The bins of all rows that wait. The stream may go on, with the numbers that follow."""
+        return self._plan(self._core.flush())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a planner of the same settings needs to go on from here, for JSON.
+
+        The settings, how many `rows` the stream has had, and the numbers (`waiting`) and `lengths`
+        of those that wait.
+        """
+        rows, waiting, lengths = self._core.state()
+        return {
+            **self._settings,
+            "rows": rows,
+            "waiting": waiting.tolist(),
+            "lengths": lengths.tolist(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict` of a planner of the same settings.
+
+        Raises ValueError for a state of other settings or one that no planner gives; then nothing
+        changes.
+        """
+        self._core.load(*_arguments.planner_state(state, self._settings))
+
+    def _plan(self, bins: tuple[Int64s, Int64s, Int64s]) -> Plan:
+        return trusted(Plan, *bins, self._settings["capacity"])
 
 
 def pack(

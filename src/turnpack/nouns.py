@@ -514,9 +514,17 @@ def trusted(noun: type[_Noun], *values: Any) -> _Noun:
 
 
 def _check_row_ids(rows: npt.NDArray[np.int64]) -> None:
+    if not len(rows):
+        return
+    if rows.min() < 0:
+        raise ValueError(f"row id {rows.min()} is negative")
+    highest = int(rows.max())
+    if highest < 16 * len(rows):  # marking what is there is far cheaper than sorting it
+        there = np.zeros(highest + 1, np.bool_)
+        there[rows] = True
+        if np.count_nonzero(there) == len(rows):
+            return
     ordered = np.sort(rows)
-    if len(ordered) and ordered[0] < 0:
-        raise ValueError(f"row id {ordered[0]} is negative")
     twice = ordered[1:] == ordered[:-1]
     if twice.any():
         raise ValueError(f"row {ordered[int(twice.argmax())]} is there twice")

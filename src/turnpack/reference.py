@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -179,24 +179,15 @@ def plan(
     strategy: Literal["best_fit", "first_fit", "in_order"] = "best_fit",
     align: int = 1,
     max_rows: int | None = None,
+    threads: int = 1,
 ) -> Plan:
-    """As kernels.plan."""
-    widened, capacity, rule, align, most = _arguments.plan(
-        lengths, capacity, strategy, align, max_rows
+    """As kernels.plan, on one thread."""
+    widened, capacity, rule, align, most, threads = _arguments.plan(
+        lengths, capacity, strategy, align, max_rows, threads
     )
-    for name, value in (("capacity", capacity), ("align", align), ("max_rows", most)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}, less than 1")
+    _at_least_one(capacity=capacity, align=align, max_rows=most, threads=threads)
     sizes = widened.tolist()
-    cells = [-(-size // align) * align for size in sizes]  # rounded up
-    for row, size in enumerate(sizes):
-        if size < 0:
-            raise ValueError(f"row {row} has {size} tokens")
-        if size == 0:
-            raise ValueError(f"row {row} is empty")
-        if cells[row] > capacity:
-            aligned = "" if align == 1 else f", {cells[row]} aligned to {align}"
-            raise ValueError(f"row {row} has {size} tokens{aligned}, more than capacity {capacity}")
+    cells = [_cells(row, size, capacity, align) for row, size in enumerate(sizes)]
     longest_first = sorted(range(len(sizes)), key=lambda row: (-sizes[row], row))
     if rule == "best_fit":
         bins = _best_fit(longest_first, cells, capacity, most)
@@ -204,18 +195,43 @@ def plan(
         bins = _first_fit(longest_first, cells, capacity, most)
     else:
         bins = _next_fit(range(len(sizes)), cells, capacity, most)
+    return _plan_of(bins, [sum(sizes[row] for row in rows) for rows in bins], capacity)
+
+
+def _cells(row: int, size: int, capacity: int, align: int) -> int:
+    """How much of a bin the row takes up: its size, rounded up."""
+    if size < 0:
+        raise ValueError(f"row {row} has {size} tokens")
+    if size == 0:
+        raise ValueError(f"row {row} is empty")
+    cells = -(-size // align) * align
+    if cells > capacity:
+        aligned = "" if align == 1 else f", {cells} aligned to {align}"
+        raise ValueError(f"row {row} has {size} tokens{aligned}, more than capacity {capacity}")
+    return cells
+
+
+def _plan_of(bins: list[list[int]], fill: list[int], capacity: int) -> Plan:
     offsets = [0]
     for rows in bins:
         offsets.append(offsets[-1] + len(rows))
     return Plan(
         np.array([row for rows in bins for row in rows], np.int64),
         np.array(offsets, np.int64),
-        np.array([sum(sizes[row] for row in rows) for rows in bins], np.int64),
+        np.array(fill, np.int64),
         capacity,
     )
 
 
-def _best_fit(order: Iterable[int], cells: list[int], capacity: int, most: int) -> list[list[int]]:
+def _at_least_one(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}, less than 1")
+
+
+def _best_fit(
+    order: Iterable[int], cells: Mapping[int, int] | list[int], capacity: int, most: int
+) -> list[list[int]]:
     bins: list[list[int]] = []
     spaces: list[int] = []  # of which there are bins, rising
     waiting: dict[int, deque[int]] = {}  # the bins of each, longest there first
@@ -266,6 +282,114 @@ def _next_fit(order: Iterable[int], cells: list[int], capacity: int, most: int) 
         bins[-1].append(row)
         space -= cells[row]
     return bins
+
+
+class Planner:
+    """As kernels.Planner."""
+
+    def __init__(
+        self, capacity: int, window: int = 4096, *, align: int = 1, max_rows: int | None = None
+    ) -> None:
+        capacity, window, align, most = _arguments.planner(capacity, window, align, max_rows)
+        _at_least_one(capacity=capacity, window=window, align=align, max_rows=most)
+        self._settings = {
+            "capacity": capacity,
+            "window": window,
+            "align": align,
+            "max_rows": None if max_rows is None else most,
+        }
+        self._capacity, self._window, self._align, self._most = capacity, window, align, most
+        self._rows = 0  # of the stream so far
+        self._waiting: dict[int, int] = {}  # lengths by the numbers of rows, which rise
+
+    def add(self, lengths: Indices) -> Plan:
+        """As kernels.Planner.add."""
+        sizes = _checks.indices("lengths", lengths).tolist()
+        if self._rows + len(sizes) > INT64_MAX:
+            raise ValueError(f"{self._rows} + {len(sizes)} is beyond int64")
+        for row, size in enumerate(sizes, start=self._rows):
+            _cells(row, size, self._capacity, self._align)
+        closed: list[dict[int, int]] = []
+        for size in sizes:
+            self._waiting[self._rows] = size
+            self._rows += 1
+            if len(self._waiting) == self._window:
+                closed += self._close_some()
+        return self._plan(closed)
+
+    def flush(self) -> Plan:
+        """As kernels.Planner.flush."""
+        return self._plan(self._close(self._bins()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """As kernels.Planner.state_dict."""
+        return {
+            **self._settings,
+            "rows": self._rows,
+            "waiting": list(self._waiting),
+            "lengths": list(self._waiting.values()),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As kernels.Planner.load_state_dict."""
+        rows, waiting, lengths = _arguments.planner_state(state, self._settings)
+        if rows < 0:
+            raise ValueError(f"rows is {rows}, less than 0")
+        before = None
+        for row, size in zip(waiting.tolist(), lengths.tolist(), strict=True):
+            if row < 0:
+                raise ValueError(f"row id {row} is negative")
+            if before is not None and row <= before:
+                raise ValueError(f"row {row} comes after row {before}")
+            if row >= rows:
+                raise ValueError(f"row {row} waits, but there were {rows} rows")
+            _cells(row, size, self._capacity, self._align)
+            before = row
+        if len(waiting) >= self._window:
+            raise ValueError(f"{len(waiting)} rows wait, but the window is {self._window}")
+        self._rows = rows
+        self._waiting = dict(zip(waiting.tolist(), lengths.tolist(), strict=True))
+
+    def _due(self, row: int) -> bool:
+        return self._rows - 1 - row > 3 * self._window
+
+    def _bins(self) -> list[list[int]]:
+        """All rows that wait, planned."""
+        order = sorted(
+            self._waiting, key=lambda row: (not self._due(row), -self._waiting[row], row)
+        )
+        cells = {
+            row: _cells(row, size, self._capacity, self._align)
+            for row, size in self._waiting.items()
+        }
+        return _best_fit(order, cells, self._capacity, self._most)
+
+    def _close_some(self) -> list[dict[int, int]]:
+        bins = self._bins()
+        space = [self._space(rows) for rows in bins]
+        closes = {
+            number
+            for number, rows in enumerate(bins)
+            if space[number] < self._align
+            or len(rows) == self._most
+            or any(self._due(row) for row in rows)
+        }
+        for number in sorted(range(len(bins)), key=lambda number: (space[number], number)):
+            if 2 * sum(len(bins[closing]) for closing in closes) < self._window:
+                closes.add(number)
+        return self._close([bins[number] for number in sorted(closes)])
+
+    def _space(self, rows: list[int]) -> int:
+        sizes = [self._waiting[row] for row in rows]
+        return self._capacity - sum(-(-size // self._align) * self._align for size in sizes)
+
+    def _close(self, bins: list[list[int]]) -> list[dict[int, int]]:
+        """Lengths by row of each of these bins; their rows wait no more."""
+        return [{row: self._waiting.pop(row) for row in rows} for rows in bins]
+
+    def _plan(self, closed: list[dict[int, int]]) -> Plan:
+        fill = [sum(rows.values()) for rows in closed]
+        return _plan_of([list(rows) for rows in closed], fill, self._capacity)
 
 
 def pack(

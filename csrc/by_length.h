@@ -1,0 +1,169 @@
+// Owns the order in which the decreasing strategies place rows: longest first, equal lengths by id.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "rule.h"
+#include "scratch.h"
+#include "threads.h"
+
+namespace turnpack {
+
+// Runs work(part, begin, end) on each of `parts` fixed parts of [0, size), each on its own thread.
+template <class Work>
+void in_parts(int64_t size, int64_t parts, const Work& work) {
+    const int64_t step = size / parts, extra = size % parts;
+    in_ranges(parts, parts, [&](int64_t first, int64_t last) {
+        for (int64_t part = first; part < last; ++part) {
+            const int64_t begin = part * step + std::min(part, extra);
+            work(part, begin, begin + step + (part < extra));
+        }
+    });
+}
+
+// How many threads are worth starting for so many rows.
+inline int64_t worth(int64_t threads, int64_t size) { return std::min(threads, size / 32768 + 1); }
+
+// The longest length. Throws at the first row that no bin takes.
+inline int64_t checked_longest(const int64_t* lengths, int64_t size, const Rule& rule,
+                               int64_t threads) {
+    const int64_t parts = worth(threads, size);
+    const uint64_t limit = rule.longest();
+    std::vector<uint64_t> longest(parts, 0);
+    in_parts(size, parts, [&](int64_t part, int64_t begin, int64_t end) {
+        uint64_t most =
+            0;  // of the lengths less 1, so that 0 and what is below is beyond any limit
+        for (int64_t row = begin; row < end; ++row) {
+            most = std::max(most, static_cast<uint64_t>(lengths[row]) - 1);
+        }
+        longest[part] = most;
+    });
+    const uint64_t most = *std::max_element(longest.begin(), longest.end());
+    for (int64_t row = 0; most >= limit && row < size; ++row) {
+        if (static_cast<uint64_t>(lengths[row]) - 1 >= limit) refuse(row, lengths[row], rule);
+    }
+    return size ? static_cast<int64_t>(most + 1) : 0;
+}
+
+// The rows by falling length, equal lengths by rising id: a radix sort, of one pass where lengths
+// are small beside their number. Id: a type that can number the rows, and one number more.
+template <class Id>
+class ByLength {
+  public:
+    // Throws at the first row that no bin takes.
+    ByLength(const int64_t* lengths, int64_t size, const Rule& rule, int64_t threads)
+        : lengths_(lengths), size_(size), order_(size) {
+        // Counts of more values than this would cost more than the rows.
+        const int64_t values = std::clamp<int64_t>(4 * size, 1 << 8, 1 << 18);
+        const int64_t parts = worth(threads, size);
+        const auto row_itself = [](int64_t k) { return static_cast<Id>(k); };
+        const auto whole = [=](Id row) { return static_cast<uint64_t>(lengths[row]) - 1; };
+        if (rule.longest() <= values) {
+            const int64_t wrong = pass(parts, rule.longest(), row_itself, whole, order_.data());
+            if (wrong < size) refuse(wrong, lengths[wrong], rule);
+            return;
+        }
+        const int64_t longest = checked_longest(lengths, size, rule, threads);
+        if (longest <= values) {
+            pass(parts, longest, row_itself, whole, order_.data());
+            return;
+        }
+        int64_t bits = 1, most = 1;
+        while (bits < 63 && (longest - 1) >> bits) ++bits;
+        while (int64_t{2} << most <= values) ++most;
+        const int64_t passes = (bits - 1) / most + 1, width = (bits - 1) / passes + 1;
+        Scratch<Id> from(size);
+        for (int64_t shift = 0; shift < passes * width; shift += width) {
+            const auto digit = [=](Id row) {
+                return static_cast<uint64_t>(lengths[row] - 1) >> shift & ((1 << width) - 1);
+            };
+            if (shift == 0) {
+                pass(parts, 1 << width, row_itself, digit, order_.data());
+            } else {
+                std::swap(order_, from);
+                const Id* rows = from.data();
+                pass(parts, 1 << width, [=](int64_t k) { return rows[k]; }, digit, order_.data());
+            }
+        }
+        ends_.clear();
+    }
+
+    const Id* rows() const { return order_.data(); }
+
+    // Calls visit(length, begin, end) for each length there is, longest first: the rows from
+    // `begin` to before `end` in this order have it.
+    template <class Visit>
+    void each_length(const Visit& visit) const {
+        if (ends_.empty()) {
+            for (int64_t begin = 0, end; begin < size_; begin = end) {
+                const int64_t length = lengths_[order_[begin]];
+                end = begin;
+                while (end < size_ && lengths_[order_[end]] == length) ++end;
+                visit(length, begin, end);
+            }
+        } else {
+            int64_t begin = 0;
+            for (int64_t length = ends_.size(); begin < size_; --length) {
+                const int64_t end = ends_[length - 1];
+                if (begin < end) visit(length, begin, end);
+                begin = end;
+            }
+        }
+    }
+
+  private:
+    // Puts the rows by falling digit, those of one digit as they were. Where a digit is not below
+    // `values`, the place of the first such row is returned and nothing written; otherwise size.
+    // Leaves in ends_ where the rows of each digit end.
+    template <class RowAt, class DigitOf>
+    int64_t pass(int64_t parts, int64_t values, const RowAt& row_at, const DigitOf& digit_of,
+                 Id* to) {
+        std::vector<std::vector<Id>> next(parts);
+        std::vector<int64_t> wrong(parts, size_);
+        in_parts(size_, parts, [&](int64_t part, int64_t begin, int64_t end) {
+            std::vector<Id>& counts = next[part];
+            counts.assign(values, 0);
+            for (int64_t k = begin; k < end; ++k) {
+                const uint64_t digit = digit_of(row_at(k));
+                if (digit >= static_cast<uint64_t>(values)) {
+                    wrong[part] = k;
+                    return;
+                }
+                ++counts[digit];
+            }
+        });
+        const int64_t first_wrong = *std::min_element(wrong.begin(), wrong.end());
+        if (first_wrong < size_) return first_wrong;
+        Id before = 0;
+        for (int64_t digit = values; digit-- > 0;) {
+            for (std::vector<Id>& counts : next) before += std::exchange(counts[digit], before);
+        }
+        // A row's place is in a cache line that is hardly ever at hand, so it is fetched ahead.
+        constexpr int64_t kAhead = 64;
+        in_parts(size_, parts, [&](int64_t part, int64_t begin, int64_t end) {
+            Id* places = next[part].data();
+            int64_t k = begin;
+            for (; k + kAhead < end; ++k) {
+                prefetch_to_write(to + places[digit_of(row_at(k + kAhead))]);
+                const Id row = row_at(k);
+                to[places[digit_of(row)]++] = row;
+            }
+            for (; k < end; ++k) {
+                const Id row = row_at(k);
+                to[places[digit_of(row)]++] = row;
+            }
+        });
+        ends_ = std::move(next.back());
+        return size_;
+    }
+
+    const int64_t* lengths_;
+    int64_t size_;
+    Scratch<Id> order_;
+    std::vector<Id> ends_;  // by length - 1; empty after a sort of several passes
+};
+
+}  // namespace turnpack
