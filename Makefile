@@ -24,7 +24,7 @@ lint: .venv/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/stubtest --mypy-config-file pyproject.toml turnpack._core turnpack._ingest
+	$(BIN)/stubtest --mypy-config-file pyproject.toml turnpack._core turnpack._ingest turnpack.torch._cells
 	$(BIN)/clang-format --dry-run -Werror csrc/*
 
 # The figures of the README's table; see benchmarks/README.md.

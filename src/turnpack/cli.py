@@ -194,6 +194,9 @@ def _encoding(required: bool, *, length: bool | None = None) -> Callable[[Comman
 )
 @click.option("--strict", is_flag=True, help="Stop at the first bad row.")
 @click.option(
+    "--numpy", is_flag=True, help="Write arrays for turnpack.torch.PackedDataset as well."
+)
+@click.option(
     "--workers",
     type=int,
     metavar="N",

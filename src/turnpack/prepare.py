@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from . import kernels, records, tokenizers
+from . import kernels, mapped, records, tokenizers
 from .encode import Encoder
 from .nouns import Conversation, Plan, Reject, RowError, Source, Tokens
 from .output import json_line, replacing, write_json, write_manifest
@@ -90,6 +90,7 @@ def prepare(
     format: str | None = None,
     bos_token: str | None = None,
     eos_token: str | None = None,
+    numpy: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Report:
     """Turn chat files into packed bins in the directory `output`, and report what was done.
@@ -98,7 +99,8 @@ def prepare(
     then shuffled by `seed`. `strict`: stop at the first bad row. `workers`: processes that encode;
     the bins do not depend on it. More than one are spawned, so a script that calls this needs
     `if __name__ == "__main__":`. `bos_token`, `eos_token`: how the tokenizer spells them, where it
-    does not say. The other options are Encoder's.
+    does not say. `numpy`: write the mapped arrays too that `turnpack.torch.PackedDataset` reads, so
+    that it has nothing to decode. The other options are Encoder's.
 
     An earlier output in the directory is replaced as a whole when the run has succeeded, and not
     touched when it fails. A run that finds nothing to pack succeeds, with no bins. Raises
@@ -147,6 +149,10 @@ def prepare(
             with contextlib.closing(_spread(work, run.chunks(raw), workers)) as chunks:
                 run.gather(chunks, log, strict)
         run.write(folder, capacity, strategy, seed)
+        if numpy and report.files:
+            begun_at = perf_counter()
+            mapped.decode(*mapped.find(folder, "train"))
+            report.seconds["numpy"] = perf_counter() - begun_at
         if hasattr(encoder.backend, "save"):
             encoder.backend.save(folder / "tokenizer")
         report.seconds["total"] = perf_counter() - begun
