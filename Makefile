@@ -6,7 +6,7 @@ SAMPLE := $(wildcard examples/sample/*.json examples/sample/*.jsonl)
 BUILT_FROM := pyproject.toml setup.py constraints.txt src/turnpack/_ingest.pyx \
 	$(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: demo test lint bench format clean
+.PHONY: demo test soak lint bench format clean
 
 demo: .venv/demo
 	@rm -rf demo-output
@@ -19,6 +19,10 @@ demo: .venv/demo
 
 test: .venv/test
 	$(BIN)/pytest --numprocesses auto
+
+# What takes too long for every day.
+soak: .venv/test
+	$(BIN)/pytest -m soak
 
 lint: .venv/lint
 	$(BIN)/ruff check .
@@ -37,7 +41,7 @@ format: .venv/lint
 	$(BIN)/clang-format -i csrc/*
 
 clean:
-	rm -rf .venv build demo-output *.egg-info src/*.egg-info src/turnpack/*.so src/turnpack/_ingest.cpp
+	rm -rf .venv build demo-output example-output *.egg-info src/*.egg-info src/turnpack/*.so src/turnpack/_ingest.cpp
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv

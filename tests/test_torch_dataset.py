@@ -8,7 +8,6 @@ import sys
 import textwrap
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -239,8 +238,17 @@ def private_of_workers(path, workers=4):
     return float(done.stdout)
 
 
-@pytest.mark.skipif(not psutil.LINUX, reason="private memory is counted on Linux")
 def test_workers_share_the_set(tmp_path):
     write(tmp_path / "train-0.parquet", [4096] * 2500, 4096)  # 80 MB of arrays
     used = private_of_workers(tmp_path)
     assert used < 160, f"{used:.0f} MiB"
+
+
+@pytest.mark.soak
+def test_workers_share_two_gigabytes(tmp_path):
+    for shard in range(16):
+        write(tmp_path / f"train-{shard:02}.parquet", [4096] * 4096, 4096, shard)
+    used = private_of_workers(tmp_path)
+    size = sum(path.stat().st_size for path in (tmp_path / "numpy" / "train").iterdir())
+    assert size > 2e9
+    assert used < 200, f"{used:.0f} MiB"

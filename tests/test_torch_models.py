@@ -13,6 +13,7 @@ from turnpack.torch import Collator, isolation, weighted_loss
 
 transformers = pytest.importorskip("transformers")
 
+torch.set_num_threads(1)  # two test processes on two cores
 VOCABULARY = 97
 SIZES = {
     "vocab_size": VOCABULARY,

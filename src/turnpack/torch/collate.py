@@ -114,14 +114,18 @@ class Collator:
         segments, padding, shape = self._segments(lengths, documents)
         ends = np.cumsum(segments)
         starts = ends - segments
-        place = _Places(sizes, lengths, starts[~padding], shape[0] * shape[1])
+        size = shape[0] * shape[1]
+        place = _Places(sizes, lengths, starts[~padding], size)
+        # One block: the C library keeps it for the next batch, where it would give back several and
+        # have the system clear their pages every time, which costs more than all the rest.
+        block = np.empty(3 * size + (size + 1) // 2, np.int64)
+        input_ids, labels, position_ids = block[: 3 * size].reshape(3, size)
+        numbers = block[3 * size :].view(np.int32)[:size]
 
-        input_ids = place.ids(items, "input_ids", self.pad_id)
-        labels = place.labels(items)
+        place.ids(items, "input_ids", self.pad_id, input_ids)
+        place.labels(items, labels)
         labels[starts] = IGNORE
         weights = self._weights(items, place, labels, starts, segments)
-        position_ids = np.empty(place.cells, np.int64)
-        numbers = np.empty(place.cells, np.int32)
         _cells.number(segments, position_ids, numbers)
 
         cells: dict[str, npt.NDArray[Any]] = {
@@ -231,18 +235,17 @@ class _Places:
         self.sizes = sizes
         self.cells = cells
         self.tokens = sum(sizes)
-        shifts = starts - (np.cumsum(lengths) - lengths)
         self.index: _Int64s | None = None
-        if shifts.any():
+        shifts = starts - (np.cumsum(lengths) - lengths)
+        if shifts[-1]:  # they never fall
             self.index = np.arange(self.tokens) + np.repeat(shifts, lengths)
 
-    def ids(self, items: Sequence[Item], name: str, fill: int) -> _Int64s:
-        """The cells int64 of one key: lists, arrays or tensors of integers."""
+    def ids(self, items: Sequence[Item], name: str, fill: int, cells: _Int64s) -> None:
+        """Write the cells of one key, which may be lists, arrays or tensors of integers."""
         rows = [_plain(item[name]) for item in items]
         for at, (row, size) in enumerate(zip(rows, self.sizes, strict=True)):
             if len(row) != size:
                 raise ValueError(f"item {at} has {size} input_ids, but {len(row)} {name}")
-        cells = np.empty(self.cells, np.int64)
         if all(type(row) is list for row in rows):
             _cells.read(rows, cells[: self.tokens])
         else:
@@ -251,12 +254,13 @@ class _Places:
                 if array.ndim != 1 or array.dtype.kind not in "iu":
                     raise TypeError(f"item {at}: {name} is no row of integers")
             np.concatenate(arrays, out=cells[: self.tokens], casting="same_kind")
-        return self._placed(cells, fill)
+        self._move(cells, fill)
 
-    def labels(self, items: Sequence[Item]) -> _Int64s:
-        """The cells of `labels`, or of those that `loss_mask` says."""
+    def labels(self, items: Sequence[Item], cells: _Int64s) -> None:
+        """Write the cells of `labels`, or of those that `loss_mask` says."""
         if all("labels" in item for item in items):
-            return self.ids(items, "labels", IGNORE)
+            self.ids(items, "labels", IGNORE, cells)
+            return
         rows = []
         for at, (item, size) in enumerate(zip(items, self.sizes, strict=True)):
             if "labels" in item:
@@ -268,7 +272,7 @@ class _Places:
             if mask.shape != (size,):
                 raise ValueError(f"item {at} has {size} input_ids, but {len(mask)} loss_mask")
             rows.append(np.where(mask != 0, np.asarray(item["input_ids"]), IGNORE))
-        return self.ids([{"labels": row} for row in rows], "labels", IGNORE)
+        self.ids([{"labels": row} for row in rows], "labels", IGNORE, cells)
 
     def weights(self, items: Sequence[Item]) -> npt.NDArray[np.float32]:
         """The cells float32 of `loss_weights`, 1 where an item has none."""
@@ -283,16 +287,17 @@ class _Places:
                     )
                 cells[at : at + size] = _plain(given)
             at += size
-        return self._placed(cells, 0)
+        self._move(cells, 0)
+        return cells
 
-    def _placed(self, cells: npt.NDArray[Any], fill: int) -> npt.NDArray[Any]:
-        """What the first cells hold, moved to where it belongs."""
+    def _move(self, cells: npt.NDArray[Any], fill: int) -> None:
+        """Put what the first cells hold where it belongs, and fill the others."""
         if self.index is None:
             cells[self.tokens :] = fill
-            return cells
-        placed = np.full_like(cells, fill)
-        placed[self.index] = cells[: self.tokens]
-        return placed
+            return
+        tokens = cells[: self.tokens].copy()
+        cells.fill(fill)
+        cells[self.index] = tokens
 
 
 def _plain(row: Any) -> Any:
