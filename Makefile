@@ -6,7 +6,7 @@ SAMPLE := $(wildcard examples/sample/*.json examples/sample/*.jsonl)
 BUILT_FROM := pyproject.toml setup.py constraints.txt src/turnpack/_ingest.pyx \
 	$(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: demo test lint bench bench-peers format clean
+.PHONY: demo test soak lint bench bench-peers format clean
 
 demo: .venv/demo
 	@rm -rf demo-output
@@ -20,11 +20,15 @@ demo: .venv/demo
 test: .venv/test
 	$(BIN)/pytest --numprocesses auto
 
+# What takes too long for every day.
+soak: .venv/test
+	$(BIN)/pytest -m soak
+
 lint: .venv/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/stubtest --mypy-config-file pyproject.toml turnpack._core turnpack._ingest
+	$(BIN)/stubtest --mypy-config-file pyproject.toml turnpack._core turnpack._ingest turnpack.torch._cells
 	$(BIN)/clang-format --dry-run -Werror csrc/* benchmarks/peers/*.cpp
 
 # The figures of the README's tables; see benchmarks/README.md.
@@ -40,7 +44,8 @@ format: .venv/lint
 	$(BIN)/clang-format -i csrc/* benchmarks/peers/*.cpp
 
 clean:
-	rm -rf .venv .venv-peers build demo-output *.egg-info src/*.egg-info src/turnpack/*.so src/turnpack/_ingest.cpp
+	rm -rf .venv .venv-peers build demo-output example-output *.egg-info src/*.egg-info src/turnpack/*.so \
+		src/turnpack/torch/*.so src/turnpack/_ingest.cpp
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv

@@ -1,5 +1,6 @@
-# Builds the two compiled modules: turnpack._core (C++17, arrays in and out) and turnpack._ingest
-# (Cython, Python containers in, arrays out). All other metadata is in pyproject.toml.
+# Builds the compiled modules: turnpack._core (C++17, arrays in and out), and in Cython
+# turnpack._ingest (Python containers in, arrays out) and turnpack.torch._cells (the collator's
+# loops). All other metadata is in pyproject.toml.
 
 import sys
 from glob import glob
@@ -36,9 +37,16 @@ ingest = Extension(
     extra_link_args=[*link_args],
 )
 
+cells = Extension(
+    "turnpack.torch._cells",
+    ["src/turnpack/torch/_cells.pyx"],
+    extra_compile_args=[*compile_args],
+    extra_link_args=[*link_args],
+)
+
 setup(
     ext_modules=[
         core,
-        *cythonize([ingest], build_dir="build", compiler_directives=DIRECTIVES),
+        *cythonize([ingest, cells], build_dir="build", compiler_directives=DIRECTIVES),
     ]
 )

@@ -94,7 +94,11 @@ def test_every_kernel_shows_an_example(verb):
     assert ">>> " in getattr(kernels, verb).__doc__
 
 
-@pytest.mark.parametrize("name", ["kernels", "nouns", "preview", "templates"])
+EXAMPLES = ["kernels", "nouns", "preview", "templates"]
+EXAMPLES += ["torch.collate", "torch.sampler", "torch.stream"]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_the_examples_are_true(name):
     module = importlib.import_module(f"turnpack.{name}")
     failed, attempted = doctest.testmod(module)
@@ -117,6 +121,14 @@ def test_import_is_light():
         "print({'torch', 'transformers', 'tokenizers', 'numba'} & {*sys.modules})"
     )
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_only_turnpack_torch_imports_torch():
+    source = ROOT / "src" / "turnpack"
+    for path in source.rglob("*.py"):
+        if path.parent.name != "torch":
+            text = path.read_text("utf-8")
+            assert not re.search(r"^\s*(import|from) torch\b", text, re.MULTILINE), path
 
 
 @pytest.mark.parametrize("module", ["_core", "_ingest"])

@@ -206,6 +206,9 @@ def _encoding(
 )
 @click.option("--strict", is_flag=True, help="Stop at the first bad row.")
 @click.option(
+    "--numpy", is_flag=True, help="Write arrays for turnpack.torch.PackedDataset as well."
+)
+@click.option(
     "--workers",
     type=int,
     metavar="N",

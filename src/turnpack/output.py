@@ -21,9 +21,12 @@ import orjson
 from ._version import __version__
 
 MANIFEST = "manifest.json"
+NUMPY = "numpy"
 # In the order in which an old output is taken away; the new one comes in reverse, so that a
 # manifest is there only while everything it lists is.
-ENTRIES = (MANIFEST, "data", "tokenizer", "rejects.jsonl", "report.json", "report.html")
+ENTRIES = (MANIFEST, NUMPY, "data", "tokenizer", "rejects.jsonl", "report.json", "report.html")
+# What may lie in NUMPY that no manifest lists: a loader's own cache of the data.
+CACHED = (".npy", ".json", ".lock")
 
 
 @contextmanager
@@ -102,10 +105,11 @@ def _refuse_strangers(target: Path) -> None:
                 )
         return
     listed = {file["path"] for file in orjson.loads((target / MANIFEST).read_bytes())["files"]}
-    for folder in ("data", "tokenizer"):
+    for folder in (NUMPY, "data", "tokenizer"):
         for path in (target / folder).rglob("*"):
             name = path.relative_to(target).as_posix()
-            if not path.is_dir() and name not in listed:
+            cached = folder == NUMPY and path.suffix in CACHED
+            if not path.is_dir() and name not in listed and not cached:
                 raise FileExistsError(
                     f"{target} holds {name}, which turnpack did not write: "
                     "it is not replaced, choose another directory"

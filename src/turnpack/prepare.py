@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from . import kernels, records, tokenizers
+from . import kernels, mapped, records, tokenizers
 from .encode import Encoder, FallbackWarning
 from .fast_tokenizer import Accelerated
 from .nouns import Conversation, Plan, Reject, RowError, Source, Tokens
@@ -93,6 +93,7 @@ def prepare(
     bos_token: str | None = None,
     eos_token: str | None = None,
     tokenizer_backend: str = "auto",
+    numpy: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Report:
     """Turn chat files into packed bins in the directory `output`, and report what was done.
@@ -102,7 +103,9 @@ def prepare(
     the bins do not depend on it. More than one are spawned, so a script that calls this needs
     `if __name__ == "__main__":`. `bos_token`, `eos_token`: how the tokenizer spells them, where it
     does not say. `tokenizer_backend`: "auto", "hf" or "gigatoken", see `tokenizers.load`; the
-    report says which it was. The other options are Encoder's.
+    report says which it was. `numpy`: write the mapped arrays too that
+    `turnpack.torch.PackedDataset` reads, so that it has nothing to decode. The other options are
+    Encoder's.
 
     An earlier output in the directory is replaced as a whole when the run has succeeded, and not
     touched when it fails. A run that finds nothing to pack succeeds, with no bins. Raises
@@ -158,6 +161,10 @@ def prepare(
                 run.gather(chunks, log, strict)
             report.tokenizer |= run.backend(encoder.backend)
         run.write(folder, capacity, strategy, seed)
+        if numpy and report.files:
+            mapping = perf_counter()
+            mapped.decode(*mapped.find(folder, "train"))
+            report.seconds["numpy"] = perf_counter() - mapping
         saving = perf_counter()
         if hasattr(encoder.backend, "save"):
             encoder.backend.save(folder / "tokenizer")

@@ -1,17 +1,21 @@
 """Sinks: packed bins → files that a trainer reads.
 
-Owns the Parquet layout. It sees arrays and the names of sources, never text; it packs and orders
-nothing, and the files it is given to write are the caller's to name and to move.
+Owns the Parquet layout, and that of the NumPy arrays that are mapped into memory. It sees arrays
+and the names of sources, never text; it packs and orders nothing, and the files it is given to
+write are the caller's to name and to move.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import TracebackType
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.lib import format as npy
 
 from .nouns import Packed
 
@@ -100,3 +104,132 @@ class ParquetSink:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+# The arrays of a NumpySink: those of tokens, and those of documents. `offsets` int64 `[bins + 1,
+# 2]` says where each bin begins in the former and in the latter.
+NUMPY_TOKENS = {"input_ids": np.int32, "labels": np.int32, "loss_weights": np.float32}
+NUMPY_ARRAYS = {**NUMPY_TOKENS, "seq_lengths": np.int32, "offsets": np.int64}
+
+
+class NumpySink:
+    """A folder of `.npy` files, open for writing: bins back to back, to be mapped into memory.
+
+    `input_ids.npy`, `labels.npy`, `seq_lengths.npy` (tokens of each document), `offsets.npy` and,
+    where weighted, `loss_weights.npy`. What goes in need not fit into memory.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], weighted: bool = False) -> None:
+        self.weighted = weighted
+        Path(folder).mkdir()
+        self._files = {
+            name: _Npy(Path(folder) / f"{name}.npy", dtype)
+            for name, dtype in NUMPY_ARRAYS.items()
+            if weighted or name != "loss_weights"
+        }
+        self._files["offsets"].append(np.zeros(2))
+        self._ends = np.zeros(2, np.int64)
+
+    def write(self, batch: pa.RecordBatch | pa.Table) -> None:
+        """Write these bins: columns as `parquet_batch` makes them, or `loss_mask` for `labels`.
+
+        Without `seq_lengths` each bin is one document. Raises ValueError where a bin's lengths do
+        not agree or something is null.
+        """
+        offsets, ids = _column(batch, "input_ids")
+        lengths = np.diff(offsets)
+        if "seq_lengths" in batch.schema.names:
+            documents, seq_lengths = _column(batch, "seq_lengths")
+        else:
+            documents, seq_lengths = np.arange(len(offsets)), lengths
+        if len(lengths):
+            sums = np.add.reduceat(np.append(seq_lengths, 0), documents[:-1])
+            wrong = (sums != lengths) | (np.diff(documents) < 1)
+            if wrong.any():
+                at = int(wrong.argmax())
+                raise ValueError(f"bin {at} has {lengths[at]} tokens, but its documents {sums[at]}")
+        self._files["input_ids"].append(ids)
+        if "labels" in batch.schema.names:
+            labels = self._like(batch, "labels", offsets)
+        elif "loss_mask" in batch.schema.names:
+            labels = np.where(self._like(batch, "loss_mask", offsets) != 0, ids, -100)
+        else:
+            raise ValueError("there is neither a column labels nor one loss_mask")
+        self._files["labels"].append(labels)
+        if self.weighted:
+            self._files["loss_weights"].append(self._like(batch, "loss_weights", offsets))
+        self._files["seq_lengths"].append(seq_lengths)
+        ends = self._ends + np.stack([offsets[1:], documents[1:]], axis=1)
+        self._files["offsets"].append(ends)
+        self._ends += [len(ids), len(seq_lengths)]
+
+    @staticmethod
+    def _like(batch: pa.RecordBatch | pa.Table, name: str, offsets: np.ndarray) -> np.ndarray:
+        found, values = _column(batch, name)
+        if not np.array_equal(found, offsets):
+            at = int((np.diff(found) != np.diff(offsets)).argmax())
+            raise ValueError(f"bin {at} has other lengths in {name} than in input_ids")
+        return values
+
+    def close(self) -> None:
+        """Write the sizes into the headers; the files are empty arrays before."""
+        for file in self._files.values():
+            file.close()
+
+    def __enter__(self) -> NumpySink:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Npy:
+    """One `.npy` file that grows; NumPy leaves room in the header for its length."""
+
+    def __init__(self, path: Path, dtype: Any) -> None:
+        self._dtype = np.dtype(dtype).newbyteorder("<")
+        self._size = 0
+        self._pairs = path.stem == "offsets"
+        self._file: BinaryIO = path.open("wb")
+        self._head()
+
+    def append(self, values: np.ndarray) -> None:
+        made = np.ascontiguousarray(values, self._dtype)
+        self._file.write(made.data)
+        self._size += made.size
+
+    def close(self) -> None:
+        if not self._file.closed:
+            self._file.seek(0)
+            self._head()
+            self._file.close()
+
+    def _head(self) -> None:
+        shape = (self._size // 2, 2) if self._pairs else (self._size,)
+        header = {
+            "descr": self._dtype.str,
+            "fortran_order": False,
+            "shape": shape,
+        }
+        npy.write_array_header_1_0(self._file, header)  # type: ignore[no-untyped-call]
+
+
+def _column(batch: pa.RecordBatch | pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets from 0 and values of a column of lists."""
+    column = batch.column(name)
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        raise ValueError(f"column {name} is {column.type}, not lists")
+    if column.null_count or column.flatten().null_count:
+        raise ValueError(f"column {name} has nulls")
+    offsets = np.asarray(column.offsets).astype(np.int64)
+    values = column.flatten()
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.uint8())
+    return offsets - offsets[0], values.to_numpy()

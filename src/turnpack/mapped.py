@@ -1,0 +1,116 @@
+"""Bins as arrays that are mapped into memory: one copy a machine, however many processes read it.
+
+Owns where those arrays lie, and that Parquet is decoded into them once, by one process. What is in
+the files is sinks.py's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow.parquet as pq
+
+from .output import NUMPY, write_json
+from .sinks import NUMPY_ARRAYS, NumpySink
+
+# Which files an array folder was made of; it is written last.
+INDEX = "index.json"
+# Bins that are decoded at a time.
+BATCH = 64
+COLUMNS = ("input_ids", "labels", "loss_mask", "seq_lengths", "loss_weights")
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def find(path: str | os.PathLike[str], split: str) -> tuple[list[Path], Path]:
+    """Return a split's Parquet files and the folder for its arrays, which need not be there yet.
+
+    `path`: what `prepare` wrote, a folder of Parquet files, or one such file. In a folder the files
+    are those called `split`-*; if none is, all of them.
+    """
+    given = Path(path)
+    if given.is_file():
+        return [given], given.parent / NUMPY / given.stem
+    folder = given / "data" if (given / "data").is_dir() else given
+    files = sorted(folder.glob(f"{split}-*.parquet"))
+    if not files and folder == given:
+        files = sorted(folder.glob("*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"{given} holds no Parquet files of a split {split!r}")
+    return files, given / NUMPY / split
+
+
+def load(files: Sequence[Path], folder: Path) -> Arrays:
+    """Map the arrays of these files; decode them into `folder` first if they are not there.
+
+    Of several processes one decodes and the others wait. A cache of other files, or of files that
+    have changed since, is made anew.
+    """
+    sources = _sources(files)
+    if not _is_of(folder, sources):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with (folder.parent / f"{folder.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_of(folder, sources):
+                decode(files, folder)
+    return {
+        name: _mapped(folder / f"{name}.npy", np.dtype(dtype))
+        for name, dtype in NUMPY_ARRAYS.items()
+        if (folder / f"{name}.npy").exists()
+    }
+
+
+def decode(files: Sequence[Path], folder: Path) -> None:
+    """Decode Parquet files into a folder of arrays, which appears whole or not at all."""
+    sources = _sources(files)
+    names = [name for name in COLUMNS if name in pq.read_schema(files[0]).names]
+    if "input_ids" not in names:
+        raise ValueError(f"{files[0]} has no column input_ids")
+    fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with NumpySink(fresh, "loss_weights" in names) as sink:
+            for path in files:
+                with pq.ParquetFile(path) as file:
+                    for batch in file.iter_batches(BATCH, columns=names):
+                        try:
+                            sink.write(batch)
+                        except ValueError as error:
+                            raise ValueError(f"{path}: {error}") from None
+        write_json(fresh / INDEX, sources)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+    finally:
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _sources(files: Sequence[Path]) -> list[dict[str, Any]]:
+    found = [(path.name, path.stat()) for path in files]
+    return [{"file": name, "bytes": s.st_size, "changed_ns": s.st_mtime_ns} for name, s in found]
+
+
+def _is_of(folder: Path, sources: list[dict[str, Any]]) -> bool:
+    try:
+        return bool(orjson.loads((folder / INDEX).read_bytes()) == sources)
+    except (OSError, ValueError):
+        return False
+
+
+def _mapped(path: Path, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """A file's array as a plain view, which is quicker to slice than NumPy's own memmap."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.dtype != dtype:
+        raise ValueError(f"{path} holds {array.dtype}, not {dtype}")
+    return np.asarray(array)

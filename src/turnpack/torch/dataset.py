@@ -1,0 +1,89 @@
+"""The map-style dataset: stored bins, or their documents, straight from mapped memory.
+
+Owns what an item is. It decodes and copies nothing: mapped.py does the first, the collator the
+other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset
+
+from .. import mapped
+
+Item = dict[str, npt.NDArray[Any]]
+
+
+class PackedDataset(Dataset[Item]):
+    """What `prepare` wrote, a folder of such Parquet files or one file, as a map-style dataset.
+
+    An item is one stored bin, for `Collator`: `input_ids`, `labels` (unshifted), `seq_lengths`
+    int32, and `loss_weights` float32 where the set has them, as read-only arrays on mapped memory.
+    So a machine holds the set once, in the page cache, for all its ranks and workers. An unpacked
+    set (no column `seq_lengths`) has one row in an item.
+
+    `split`: which files of a folder, by what their names begin with. `documents`: items are the
+    single documents instead of the bins, for `PackingBatchSampler` to pack anew. `cache`: the
+    folder for the mapped arrays; by default `numpy/` beside the Parquet, into which it is decoded
+    once, by the first process, unless `prepare` has (`--numpy`).
+
+    `lengths` int64 `[items]`: tokens of each item.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        split: str = "train",
+        documents: bool = False,
+        cache: str | os.PathLike[str] | None = None,
+    ) -> None:
+        files, folder = mapped.find(path, split)
+        if cache is not None:
+            folder = type(folder)(cache)
+        self.__setstate__({"files": files, "folder": folder, "documents": documents})
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker maps the files again instead of being sent what is in them.
+        return {"files": self._files, "folder": self._folder, "documents": self.documents}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._files, self._folder = state["files"], state["folder"]
+        self.documents: bool = state["documents"]
+        arrays = mapped.load(self._files, self._folder)
+        self._offsets = arrays.pop("offsets")
+        self._seq_lengths = arrays.pop("seq_lengths")
+        self._tokens = arrays
+        self._starts: npt.NDArray[np.int64] | None = None
+        if self.documents:
+            self._starts = np.concatenate([[0], np.cumsum(self._seq_lengths, dtype=np.int64)])
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each item, int64 `[items]`."""
+        return np.diff(self._offsets[:, 0] if self._starts is None else self._starts)
+
+    def __len__(self) -> int:
+        return len(self._offsets if self._starts is None else self._starts) - 1
+
+    def __getitem__(self, index: int) -> Item:
+        size = len(self)
+        if not -size <= index < size:
+            raise IndexError(f"item {index} of {size}")
+        index %= size
+        if self._starts is not None:
+            start, stop = self._starts[index : index + 2].tolist()
+            return {name: array[start:stop] for name, array in self._tokens.items()}
+        (start, first), (stop, last) = self._offsets[index : index + 2].tolist()
+        item = {name: array[start:stop] for name, array in self._tokens.items()}
+        item["seq_lengths"] = self._seq_lengths[first:last]
+        return item
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """The items of these indices: views, so nothing is read before it is collated."""
+        return [self[index] for index in indices]
