@@ -3,10 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SAMPLE := $(wildcard examples/sample/*.json examples/sample/*.jsonl)
-BUILT_FROM := pyproject.toml setup.py constraints.txt src/turnpack/_ingest.pyx \
-	$(wildcard csrc/*.cpp csrc/*.h)
+BUILT_FROM := pyproject.toml setup.py build_cuda.py constraints.txt src/turnpack/_ingest.pyx \
+	$(wildcard csrc/*)
 
-.PHONY: demo test lint bench format clean
+.PHONY: demo test sanitize lint bench format clean
 
 demo: .venv/demo
 	@rm -rf demo-output
@@ -20,12 +20,20 @@ demo: .venv/demo
 test: .venv/test
 	$(BIN)/pytest --numprocesses auto
 
+# The kernels of the GPU, emulated, under AddressSanitizer (`make test` has UBSan).
+sanitize: .venv/test
+	TURNPACK_SANITIZE=address,undefined ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(c++ -print-file-name=libasan.so)" $(BIN)/pytest -k "emulated or cuda" \
+		tests/test_cuda.py tests/test_pack.py tests/test_unpack.py tests/test_concat.py \
+		tests/test_mask_markers.py
+
 lint: .venv/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/stubtest --mypy-config-file pyproject.toml turnpack._core turnpack._ingest
-	$(BIN)/clang-format --dry-run -Werror csrc/*
+	$(BIN)/stubtest --mypy-config-file pyproject.toml turnpack._core turnpack._ingest \
+		$(if $(wildcard src/turnpack/_cuda.*.so),turnpack._cuda)
+	$(BIN)/clang-format --dry-run -Werror csrc/* tests/*.cpp
 
 # The figures of the README's table; see benchmarks/README.md.
 bench: .venv/bench
@@ -34,7 +42,7 @@ bench: .venv/bench
 format: .venv/lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*
+	$(BIN)/clang-format -i csrc/* tests/*.cpp
 
 clean:
 	rm -rf .venv build demo-output *.egg-info src/*.egg-info src/turnpack/*.so src/turnpack/_ingest.cpp

@@ -1,11 +1,17 @@
-# Builds the two compiled modules: turnpack._core (C++17, arrays in and out) and turnpack._ingest
-# (Cython, Python containers in, arrays out). All other metadata is in pyproject.toml.
+# Builds the compiled modules: turnpack._core (C++17, arrays in and out), turnpack._ingest (Cython,
+# Python containers in, arrays out) and, where there is nvcc, turnpack._cuda (build_cuda.py). All
+# other metadata is in pyproject.toml.
 
 import sys
+from pathlib import Path
 
 from Cython.Build import cythonize
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import Extension, setup
+
+sys.path.insert(0, str(Path(__file__).parent))  # not there when pip builds
+
+import build_cuda
 
 if sys.platform == "win32":
     compile_args, link_args = ["/O2", "/W4"], []
@@ -38,5 +44,7 @@ setup(
     ext_modules=[
         core,
         *cythonize([ingest], build_dir="build", compiler_directives=DIRECTIVES),
-    ]
+        *build_cuda.extensions(compile_args, link_args),
+    ],
+    cmdclass={"build_ext": build_cuda.build_ext},
 )

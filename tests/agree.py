@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from turnpack import kernels, reference
+import on_device
+from turnpack import cuda_available, kernels, reference
 
 
 def pack_by_lanes(lanes: int) -> Any:
@@ -33,7 +34,10 @@ IMPLEMENTATIONS = {
     "reference": reference,
     "core": kernels,
     "core-lanes": SimpleNamespace(pack=pack_by_lanes(7)),
+    "cuda-emulated": on_device.EMULATED,
 }
+if cuda_available():
+    IMPLEMENTATIONS["cuda"] = on_device.CUDA
 
 
 def implementations(verb: str) -> dict[str, Any]:
