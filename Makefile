@@ -23,9 +23,9 @@ test: .venv/test
 # The kernels of the GPU, emulated, under AddressSanitizer (`make test` has UBSan).
 sanitize: .venv/test
 	TURNPACK_SANITIZE=address,undefined ASAN_OPTIONS=detect_leaks=0 \
-		LD_PRELOAD="$$(c++ -print-file-name=libasan.so)" $(BIN)/pytest -k "emulated or cuda" \
-		tests/test_cuda.py tests/test_pack.py tests/test_unpack.py tests/test_concat.py \
-		tests/test_mask_markers.py
+		LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+		$(BIN)/pytest -k "emulated or cuda" tests/test_cuda.py tests/test_pack.py \
+		tests/test_unpack.py tests/test_concat.py tests/test_mask_markers.py
 
 lint: .venv/lint
 	$(BIN)/ruff check .

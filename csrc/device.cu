@@ -28,7 +28,19 @@ void check(const std::string& call, cudaError_t error) {
     throw std::runtime_error(call + ": " + cudaGetErrorString(error));
 }
 
-constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__};  // 10 * compute capability * 10, rising
+// A hundred times the compute capability, rising.
+constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__};
+
+// Machine code runs on devices of its major version from its minor version on, PTX, which is there
+// for the last architecture, on any from that on.
+bool has_code_for(int capability) {
+    int newest = 0;
+    for (const int architecture : kArchitectures) {
+        newest = architecture;
+        if (architecture / 100 == capability / 100 && architecture <= capability) return true;
+    }
+    return newest <= capability;
+}
 
 std::string version(int number) {
     return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
@@ -98,9 +110,9 @@ std::string missing() {
         int major = 0, minor = 0;
         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-        if (100 * major + 10 * minor >= kArchitectures[0]) return "";
+        if (has_code_for(100 * major + 10 * minor)) return "";
     }
-    return "no device here is of " + architectures().substr(0, 5) + " or newer";
+    return "turnpack was built for " + architectures() + ", and no device here can run that";
 }
 
 std::string architectures() {

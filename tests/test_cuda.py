@@ -1,7 +1,8 @@
 """Owns the tests of the GPU's kernels beyond those of their verbs, which run on them too.
 
 On the emulation (emulation.py) everywhere, as one of the implementations that agree.py compares;
-what only a GPU can show is skipped with the reason where there is none.
+what only a GPU can show is skipped with the reason where there is none. Where there is one, run
+`compute-sanitizer --tool memcheck|racecheck|initcheck pytest -k "cuda or gpu"` as well.
 """
 
 import ctypes
