@@ -57,6 +57,26 @@ py::tuple pack_pieces(const Offsets& offsets, int64_t tokens, const Offsets& row
     return py::make_tuple(starts, sources, numbers, shape.max_seqlen);
 }
 
+// `from` is an array of tokens that pack_pieces has seen; `into` has the same dtype and room.
+void take_documents(const py::array& from, const Offsets& starts, const Offsets& sources,
+                    py::array& into) {
+    check_size("starts", starts.size(), sources.size() + 1);
+    check_size("into", into.itemsize(), from.itemsize());
+    int64_t wanted = 0;
+    for (py::ssize_t i = 0; i < sources.size(); ++i) {
+        const int64_t size = starts.data()[i + 1] - starts.data()[i], begin = sources.data()[i];
+        if (begin < 0) continue;
+        if (size > from.size() - begin) fail("piece ", i, " ends beyond the tokens");
+        wanted += size;
+    }
+    if (wanted > into.size()) fail("into has ", into.size(), " entries, not ", wanted);
+    const auto* source = static_cast<const char*>(from.data());
+    auto* target = static_cast<char*>(into.mutable_data());
+    const int64_t bytes = from.itemsize();
+    py::gil_scoped_release release;
+    cuda::take_documents(source, bytes, starts.data(), sources.data(), sources.size(), target);
+}
+
 py::tuple unpack_pieces(const Offsets& rows, const Offsets& bin_offsets, const Offsets& cu_seqlens,
                         int64_t cells, int64_t capacity) {
     Offsets order(rows.size()), sources(rows.size()), offsets(rows.size() + 1);
@@ -367,6 +387,9 @@ PYBIND11_MODULE(TP_MODULE, m) {
     m.def("pack_pieces", &pack_pieces, py::arg("offsets").noconvert(), py::arg("tokens"),
           py::arg("rows").noconvert(), py::arg("bin_offsets").noconvert(),
           py::arg("fill").noconvert(), py::arg("capacity"), py::arg("flat"), py::arg("wide"));
+    m.def("take_documents", &take_documents, py::arg("from_array").noconvert(),
+          py::arg("starts").noconvert(), py::arg("sources").noconvert(),
+          py::arg("into").noconvert());
     m.def("unpack_pieces", &unpack_pieces, py::arg("rows").noconvert(),
           py::arg("bin_offsets").noconvert(), py::arg("cu_seqlens").noconvert(), py::arg("cells"),
           py::arg("capacity"));

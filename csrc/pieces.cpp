@@ -68,6 +68,15 @@ void pack_pieces(const PackIn& in, int64_t bins, int64_t* sources, int32_t* numb
     }
 }
 
+void take_documents(const char* from, int64_t bytes, const int64_t* starts, const int64_t* sources,
+                    int64_t pieces, char* to) {
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+        if (sources[piece] < 0) continue;
+        const int64_t size = bytes * (starts[piece + 1] - starts[piece]);
+        to = std::copy_n(from + bytes * sources[piece], size, to);
+    }
+}
+
 ConcatPieces concat_pieces(const ConcatIn& in, const int64_t* offsets) {
     const int64_t bos = in.affix_offsets[2 * in.settings];
     const auto around = [](int64_t place) { return -1 - place; };

@@ -13,6 +13,11 @@ namespace turnpack::cuda {
 // numbers [segments] (pack.cuh).
 void pack_pieces(const PackIn& in, int64_t bins, int64_t* sources, int32_t* numbers);
 
+// Copies what the documents of a pack have of a token array, items of so many bytes, one document
+// after the other: with sources from 0 on in this order, it is all that has to travel.
+void take_documents(const char* from, int64_t bytes, const int64_t* starts, const int64_t* sources,
+                    int64_t pieces, char* to);
+
 // concat: the tokens of all rows. `around` is thought of as affixes, bos, eos in one array.
 struct ConcatPieces {
     std::vector<int64_t> starts;   // [pieces + 1]

@@ -234,10 +234,22 @@ def test_some_bins_of_a_plan_take_only_their_tokens_along(emulated):
     lengths = [5, 3, 2, 6, 1] * 9
     tokens = tokens_of(lengths, weighted=True)
     whole = plan(lengths, 8)
-    for part in (whole[2:5], whole[1:2], whole[3:3]):
+    for part in (whole[2:5], whole[1:2], whole[3:3], whole):
         staged = turnpack.torch.stage(tokens, part)
         assert len(staged.arrays()["input_ids"]) == part.fill.sum()
         assert same(turnpack.torch.expand(staged), kernels.pack(tokens, part, dtype=np.int64))
+
+
+def test_documents_are_taken_from_the_tokens_only():
+    take = emulation.module().take_documents
+    ids, starts, sources = np.arange(6, dtype=np.int32), np.array([0, 2, 3]), np.array([3, -1])
+    into = np.zeros(2, np.int32)
+    take(ids, starts, sources, into)
+    assert into.tolist() == [3, 4]
+    with pytest.raises(ValueError, match=r"^piece 0 ends beyond the tokens$"):
+        take(ids, starts, sources + 2, into)
+    with pytest.raises(ValueError, match=r"^into has 1 entries, not 2$"):
+        take(ids, starts, sources, into[:1])
 
 
 def test_staged_may_be_pinned_moved_and_sent(emulated):
@@ -425,22 +437,20 @@ def test_operators_are_what_their_fakes_say(emulated, name):
 
 
 def test_expand_compiles(emulated):
+    """In one graph, without a break: what is traced is what expand does on the device."""
     torch._dynamo.reset()
-    tokens = tokens_of([5, 3, 2])
+    tokens = tokens_of([5, 3, 2], weighted=True)
     made = plan(tokens.lengths, 8)
-    staged = turnpack.torch.stage(tokens, made)
 
     @torch.compile(backend="aot_eager", fullgraph=True)
-    def step(ids, mask, starts, sources, numbers):
-        shape = [made.num_bins, 8]
-        cells = torch.ops.turnpack.pack(
-            ids, mask, None, starts, sources, numbers, shape, 0, torch.int64
-        )
-        return cells[1] * 2
+    def step(staged):
+        packed = on_torch._expand(staged, 0, torch.int64, None)
+        return packed.labels * 2, packed.loss_weights
 
-    names = ("input_ids", "loss_mask", "starts", "sources", "numbers")
-    doubled = step(*(staged.arrays()[name] for name in names))
-    assert np.array_equal(doubled.numpy(), 2 * kernels.pack(tokens, made).labels)
+    labels, weights = step(turnpack.torch.stage(tokens, made, max_rows=5))
+    expected = kernels.pack(tokens, made)
+    assert np.array_equal(labels.numpy(), 2 * expected.labels)
+    assert np.array_equal(weights.numpy(), expected.loss_weights)
 
 
 # ---- arrays of the device -----------------------------------------------------------------------

@@ -24,6 +24,9 @@ def pack_pieces(
     flat: bool,
     wide: bool,
 ) -> tuple[Int64s, Int64s, Ids, int]: ...
+def take_documents(
+    from_array: npt.NDArray[Any], starts: Int64s, sources: Int64s, into: npt.NDArray[Any]
+) -> None: ...
 def unpack_pieces(
     rows: Int64s, bin_offsets: Int64s, cu_seqlens: Int64s, cells: int, capacity: int
 ) -> tuple[Int64s, Int64s, Int64s]: ...

@@ -498,19 +498,29 @@ def _stage(
         wide,
     )
     starts, longest = _starts_of(boundaries, longest, plan, flat, max_rows)
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    if isinstance(tokens, nouns.Tokens):
-        arrays = {"input_ids": tokens.input_ids, "loss_mask": tokens.loss_mask}
-        if tokens.loss_weights is not None:
-            arrays["loss_weights"] = tokens.loss_weights
-        if len(plan.rows) < len(tokens):
-            chosen = _take_along(boundaries, sources, numbers)
-            arrays = {name: array[chosen] for name, array in arrays.items()}
-    most = {} if max_rows is None else dict.fromkeys(arrays, plan.num_bins * plan.capacity)
     tables = {"starts": starts, "sources": sources, "numbers": numbers}
+    sizes = {name: (table.dtype, len(table)) for name, table in tables.items()}
     if max_rows is not None:
-        most |= {"sources": len(starts) - 1, "numbers": len(starts) - 1}
-    buffer, places = _buffer(arrays | tables, most, pinned)
+        sizes |= {name: (sizes[name][0], len(starts) - 1) for name in ("sources", "numbers")}
+    travelling: dict[str, npt.NDArray[Any]] = {}
+    placed = int(plan.fill.sum())
+    if isinstance(tokens, nouns.Tokens):
+        travelling = {"input_ids": tokens.input_ids, "loss_mask": tokens.loss_mask}
+        if tokens.loss_weights is not None:
+            travelling["loss_weights"] = tokens.loss_weights
+        most = placed if max_rows is None else plan.num_bins * plan.capacity
+        sizes |= {name: (array.dtype, most) for name, array in travelling.items()}
+    buffer, places, memory = _buffer(sizes, pinned)
+    for name, array in travelling.items():
+        _ops.module().take_documents(array, boundaries, sources, memory[name])
+        memory[name][placed:] = 0
+    if travelling:
+        documents = numbers > 0
+        lengths = np.diff(boundaries)[documents]
+        sources[documents] = np.cumsum(lengths) - lengths
+    for name, table in tables.items():
+        memory[name][: len(table)] = table
+        memory[name][len(table) :] = 0
     return Staged(
         buffer,
         places,
@@ -522,16 +532,6 @@ def _stage(
         plan.capacity,
         flat,
     )
-
-
-def _take_along(boundaries: Int64s, sources: Int64s, numbers: npt.NDArray[np.int32]) -> Int64s:
-    """Which tokens the pieces have, in their order; `sources` becomes where they are then."""
-    documents = numbers > 0
-    lengths = np.diff(boundaries)[documents]
-    places = np.cumsum(lengths) - lengths
-    chosen = np.repeat(sources[documents] - places, lengths) + np.arange(lengths.sum())
-    sources[documents] = places
-    return chosen
 
 
 def _expand(staged: Staged, pad_id: int, dtype: torch.dtype, tokens: Tokens | None) -> Packed:
@@ -566,27 +566,26 @@ _Places = tuple[tuple[str, torch.dtype, int, int], ...]
 
 
 def _buffer(
-    arrays: dict[str, npt.NDArray[Any]], most: dict[str, int], pinned: bool
-) -> tuple[Tensor, _Places]:
-    """One buffer with all arrays; one that `most` names has so many entries, zeros at the end."""
+    sizes: dict[str, tuple[np.dtype[Any], int]], pinned: bool
+) -> tuple[Tensor, _Places, dict[str, npt.NDArray[Any]]]:
+    """One buffer of the CPU for arrays of these dtypes and sizes, and the arrays in it."""
     places = []
     end = 0
-    for name, array in arrays.items():
-        size = most.get(name, len(array))
-        places.append((name, _DTYPES[array.dtype], size, end))
-        end += -(-size * array.itemsize // _ALIGNED) * _ALIGNED
+    for name, (dtype, size) in sizes.items():
+        places.append((name, _DTYPES[dtype], size, end))
+        end += -(-size * dtype.itemsize // _ALIGNED) * _ALIGNED
     buffer = torch.empty(end, dtype=torch.uint8, pin_memory=pinned)
-    memory = buffer.numpy()
-    for (_, _, size, begin), array in zip(places, arrays.values(), strict=True):
-        memory[begin : begin + array.nbytes] = array.view(np.uint8)
-        memory[begin + array.nbytes : begin + size * array.itemsize] = 0
-    return buffer, tuple(places)
+    memory = {name: view.numpy() for name, view in _views(buffer, tuple(places)).items()}
+    return buffer, tuple(places), memory
 
 
 def _ship(place: torch.device, **arrays: Any) -> list[Tensor]:
     """All of them on the device: arrays of the CPU in one pinned buffer, tensors as they are."""
     travelling = {name: each for name, each in arrays.items() if isinstance(each, np.ndarray)}
-    buffer, places = _buffer(travelling, {}, pinned=place.type == "cuda")
+    sizes = {name: (each.dtype, len(each)) for name, each in travelling.items()}
+    buffer, places, memory = _buffer(sizes, pinned=place.type == "cuda")
+    for name, each in travelling.items():
+        memory[name][:] = each
     there = _views(buffer.to(place, non_blocking=True), places)
     return [there.get(name, each) for name, each in arrays.items()]
 
