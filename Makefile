@@ -3,10 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SAMPLE := $(wildcard examples/sample/*.json examples/sample/*.jsonl)
-BUILT_FROM := pyproject.toml setup.py constraints.txt src/turnpack/_ingest.pyx \
-	$(wildcard csrc/*.cpp csrc/*.h)
+BUILT_FROM := pyproject.toml setup.py build_cuda.py constraints.txt src/turnpack/_ingest.pyx \
+	$(wildcard csrc/*)
 
-.PHONY: demo test soak lint bench bench-peers format clean
+.PHONY: demo test soak sanitize lint bench bench-peers format clean
 
 demo: .venv/demo
 	@rm -rf demo-output
@@ -24,12 +24,20 @@ test: .venv/test
 soak: .venv/test
 	$(BIN)/pytest -m soak
 
+# The kernels of the GPU, emulated, under AddressSanitizer (`make test` has UBSan).
+sanitize: .venv/test
+	TURNPACK_SANITIZE=address,undefined ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+		$(BIN)/pytest -k "emulated or cuda" tests/test_cuda.py tests/test_pack.py \
+		tests/test_unpack.py tests/test_concat.py tests/test_mask_markers.py
+
 lint: .venv/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/stubtest --mypy-config-file pyproject.toml turnpack._core turnpack._ingest turnpack.torch._cells
-	$(BIN)/clang-format --dry-run -Werror csrc/* benchmarks/peers/*.cpp
+	$(BIN)/stubtest --mypy-config-file pyproject.toml turnpack._core turnpack._ingest turnpack.torch._cells \
+		$(if $(wildcard src/turnpack/_cuda.*.so),turnpack._cuda)
+	$(BIN)/clang-format --dry-run -Werror csrc/* tests/*.cpp benchmarks/peers/*.cpp
 
 # The figures of the README's tables; see benchmarks/README.md.
 bench: .venv/bench
@@ -41,7 +49,7 @@ bench-peers: .venv-peers/peers
 format: .venv/lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/* benchmarks/peers/*.cpp
+	$(BIN)/clang-format -i csrc/* tests/*.cpp benchmarks/peers/*.cpp
 
 clean:
 	rm -rf .venv .venv-peers build demo-output example-output *.egg-info src/*.egg-info src/turnpack/*.so \

@@ -1,13 +1,18 @@
-# Builds the compiled modules: turnpack._core (C++17, arrays in and out), and in Cython
-# turnpack._ingest (Python containers in, arrays out) and turnpack.torch._cells (the collator's
-# loops). All other metadata is in pyproject.toml.
+# Builds the compiled modules: turnpack._core (C++17, arrays in and out); in Cython turnpack._ingest
+# (Python containers in, arrays out) and turnpack.torch._cells (the collator's loops); and, where
+# there is nvcc, turnpack._cuda (build_cuda.py). All other metadata is in pyproject.toml.
 
 import sys
 from glob import glob
+from pathlib import Path
 
 from Cython.Build import cythonize
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import Extension, setup
+
+sys.path.insert(0, str(Path(__file__).parent))  # not there when pip builds
+
+import build_cuda
 
 if sys.platform == "win32":
     compile_args, link_args = ["/O2", "/W4"], []
@@ -48,5 +53,7 @@ setup(
     ext_modules=[
         core,
         *cythonize([ingest, cells], build_dir="build", compiler_directives=DIRECTIVES),
-    ]
+        *build_cuda.extensions(compile_args, link_args),
+    ],
+    cmdclass={"build_ext": build_cuda.build_ext},
 )

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from turnpack import _core, kernels, reference
+import on_device
+from turnpack import _core, cuda_available, kernels, reference
 
 # The verbs that have a form for each instruction set, and those that have a streaming one.
 ISAS = ("scalar", "avx2", "avx512")
@@ -77,12 +78,15 @@ IMPLEMENTATIONS = {
     "core": kernels,
     "core-lanes": SimpleNamespace(pack=pack_by_lanes(7)),
     "core-wide": SimpleNamespace(plan=plan_wide),
+    "cuda-emulated": on_device.EMULATED,
 }
 ABSENT = [isa for isa in ISAS if not has(isa)]
 for isa in ISAS:
     if isa not in ABSENT:
         IMPLEMENTATIONS[f"core-{isa}"] = core_on(isa, 2**63 - 1, BY_ISA)
         IMPLEMENTATIONS[f"core-{isa}-streamed"] = core_on(isa, 0, STREAMING)
+if cuda_available():
+    IMPLEMENTATIONS["cuda"] = on_device.CUDA
 
 
 def implementations(verb: str) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Owns the fixture `impl`: tests/test_<verb>.py runs once on each implementation of its verb.
 
-A form for an instruction set that this machine lacks is skipped, and the skip says which.
+A form for an instruction set or a GPU that this machine lacks is skipped, and the skip says which.
 """
 
 import pytest
 
 import agree
+import on_device
+from turnpack import cuda_available
 
 
 def pytest_generate_tests(metafunc):
@@ -13,13 +15,13 @@ def pytest_generate_tests(metafunc):
         verb = metafunc.module.__name__.removeprefix("test_")
         found = agree.implementations(verb)
         forms = [pytest.param(impl, id=name) for name, impl in found.items()]
+        absent = []
         if verb in agree.BY_ISA:
-            forms += [
-                pytest.param(
-                    None,
-                    id=f"core-{isa}",
-                    marks=pytest.mark.skip(reason=f"this machine has no {isa}"),
-                )
-                for isa in agree.ABSENT
-            ]
+            absent = [(f"core-{isa}", f"this machine has no {isa}") for isa in agree.ABSENT]
+        if hasattr(on_device.CUDA, verb) and "cuda" not in found:
+            absent.append(("cuda", f"no GPU: {cuda_available().reason}"))
+        forms += [
+            pytest.param(None, id=name, marks=pytest.mark.skip(reason=reason))
+            for name, reason in absent
+        ]
         metafunc.parametrize("impl", forms)

@@ -65,6 +65,34 @@ def test_place(verb, place, pattern):
     )
 
 
+# Those that are on the GPU too: the kernel there, in a file of the verb's family.
+ON_DEVICE = {
+    "concat": ("csrc/concat.cuh", "ConcatTokens"),
+    "mask_markers": ("csrc/mask.cuh", "MaskTiles"),
+    "pack": ("csrc/pack.cuh", "PackCells"),
+    "unpack": ("csrc/pack.cuh", "UnpackTokens"),
+}
+
+
+def places_on_device(verb):
+    loop, kernel = ON_DEVICE[verb]
+    yield loop, rf"^struct {kernel} {{"
+    yield "csrc/device.h", rf"WITH\(.*\b{kernel}\b"
+    yield "csrc/bind_cuda.cpp", rf"def\(\"{verb}\""
+    yield "src/turnpack/_cuda.pyi", rf"^def {verb}\("
+    yield "src/turnpack/torch/_ops.py", rf"custom_op\(\"turnpack::{verb}\""
+    yield "src/turnpack/torch/device.py", rf"^def {verb}\("
+    yield "tests/on_device.py", rf"    def {verb}\("
+    yield "benchmarks/bench_cuda.py", rf"_ops\.{verb}\b"
+
+
+@pytest.mark.parametrize(
+    ("place", "pattern"), [place for verb in ON_DEVICE for place in places_on_device(verb)]
+)
+def test_place_on_device(place, pattern):
+    assert re.search(pattern, (ROOT / place).read_text("utf-8"), re.MULTILINE), pattern
+
+
 def test_the_verbs_are_these():
     assert sorted(VERBS) == sorted(kernels.__all__)
     for module in (kernels, reference, _arguments):

@@ -5,6 +5,7 @@ Owns what `import turnpack` offers; imports neither torch nor transformers nor t
 
 from . import kernels, reference
 from ._version import __version__
+from .cuda import cuda_available
 from .encode import Encoder
 from .kernels import Planner, pack, plan, unpack
 from .nouns import (
@@ -38,6 +39,7 @@ __all__ = [
     "Tokens",
     "Tools",
     "__version__",
+    "cuda_available",
     "get_template",
     "kernels",
     "pack",

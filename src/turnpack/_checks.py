@@ -6,7 +6,7 @@ as the nouns hold them; the kernels and the reference check values, each on thei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -153,7 +153,7 @@ def offsets(name: str, value: Int64s, end: int) -> None:
         raise ValueError(f"{name} ends at {value[-1]}, not {end}")
 
 
-def size(name: str, value: npt.NDArray[Any], wanted: int) -> None:
+def size(name: str, value: Sized, wanted: int) -> None:
     """Refuse an array of another size."""
     if len(value) != wanted:
         raise ValueError(f"{name} has {len(value)} entries, not {wanted}")

@@ -2,6 +2,7 @@
 
 from .collate import Collator
 from .dataset import PackedDataset
+from .device import Packed, Staged, Tokens, concat, expand, mask_markers, pack, stage, unpack
 from .isolation import Isolation, isolation
 from .loss import weighted_loss
 from .sampler import PackingBatchSampler
@@ -10,9 +11,18 @@ from .stream import PackingIterableDataset
 __all__ = [
     "Collator",
     "Isolation",
+    "Packed",
     "PackedDataset",
     "PackingBatchSampler",
     "PackingIterableDataset",
+    "Staged",
+    "Tokens",
+    "concat",
+    "expand",
     "isolation",
+    "mask_markers",
+    "pack",
+    "stage",
+    "unpack",
     "weighted_loss",
 ]
