@@ -638,6 +638,16 @@ def test_alpacas_input_is_never_lost():
     assert ChatTemplate(reads).render(messages).text == "Add/1 and 2<|e|>3/<|e|>"
 
 
+@pytest.mark.parametrize("inputs", [["", "", "i"], ["i", "i", ""]])
+def test_whether_alpacas_input_is_empty_is_asked(inputs):
+    template = ChatTemplate(CHATML)
+    for text in inputs:  # the third has a replay of the others at hand
+        messages = [user("Add", input=text), assistant("3")]
+        rendered = template.render(messages)
+    assert rendered == ChatTemplate(CHATML).render(messages)
+    assert ("Add\ni<|im_end|>" in rendered.text) == bool(text)
+
+
 def test_the_date_is_that_of_the_day(monkeypatch):
     class Then(datetime):
         @classmethod
