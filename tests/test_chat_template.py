@@ -417,6 +417,26 @@ def test_what_more_than_neighbours_decide_is_never_put_together(source):
             assert outcome(template, [*opening, *messages]) == expected
 
 
+def test_tools_that_a_composition_does_not_write_are_told():
+    source = (
+        "{% for m in messages %}<|{{ m.role }}|>"
+        "{% if tools and m.role == 'system' %}{{ tools | tojson }}{% endif %}"
+        "{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    template = ChatTemplate(source)
+    turns = [user("a"), assistant("b")]
+    for count in range(1, 24):  # enough for compositions not to be traced any more
+        template.render([system("s"), *turns * count], TOOLS)
+        template.render([*turns * count, system("s")], TOOLS)
+    without = [*turns, user("a"), assistant("b", weight=1), *turns]
+    for messages in ([system("s"), *without], [*without, system("s")]):
+        template.render(messages, TOOLS)
+    assert template.render(without, TOOLS) == ChatTemplate(source).render(without, TOOLS)
+    assert template.render(turns * 3, TOOLS).warnings == (
+        "template chat_template does not write tools",
+    )
+
+
 def test_compositions_that_fail_are_given_up():
     template = ChatTemplate(NOT_LOCAL["where a message stands"])
     for turns in range(1, 30):
@@ -636,6 +656,16 @@ def test_alpacas_input_is_never_lost():
     assert "Add\n1 and 2<|im_end|>" in ChatTemplate(CHATML).render(messages).text
     reads = "{% for m in messages %}{{ m.content }}/{{ m.input }}<|e|>{% endfor %}"
     assert ChatTemplate(reads).render(messages).text == "Add/1 and 2<|e|>3/<|e|>"
+
+
+@pytest.mark.parametrize("inputs", [["", "", "i"], ["i", "i", ""]])
+def test_whether_alpacas_input_is_empty_is_asked(inputs):
+    template = ChatTemplate(CHATML)
+    for text in inputs:  # the third has a replay of the others at hand
+        messages = [user("Add", input=text), assistant("3")]
+        rendered = template.render(messages)
+    assert rendered == ChatTemplate(CHATML).render(messages)
+    assert ("Add\ni<|im_end|>" in rendered.text) == bool(text)
 
 
 def test_the_date_is_that_of_the_day(monkeypatch):

@@ -147,6 +147,7 @@ def test_bounds_of_int32(impl):
         ([[1], [-(2**31) - 1]], ValueError, "row 1, item 0 is -2147483649, beyond int32"),
         ([[2**70]], ValueError, f"row 0, item 0 is {2**70}, beyond int32"),
         ([np.array([1, 2**40])], ValueError, "row 0, item 1 is 1099511627776, beyond int32"),
+        ([np.ma.array([1], mask=[1])], TypeError, "row 0, item 0 is MaskedConstant, not an int"),
         ([np.array([2**63], np.uint64)], ValueError, f"row 0, item 0 is {2**63}, beyond int32"),
     ],
 )

@@ -44,13 +44,13 @@ def from_arrow(array: Any) -> Ragged | None:
     is_lists = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
     if not is_lists or not pa.types.is_integer(array.type.value_type) or array.null_count:
         return None
-    offsets = array.offsets.to_numpy()
+    offsets = np.asarray(array.offsets.to_numpy(), np.int64)
     begin, end = int(offsets[0]), int(offsets[-1])
     values = array.values.slice(begin, end - begin)
     ids = None if values.null_count else _int32(values.to_numpy())
     if ids is None:
         return None
-    return ids, offsets - np.int64(begin) if begin else np.asarray(offsets, np.int64)
+    return ids, offsets - begin if begin else offsets
 
 
 def from_matrix(rows: npt.NDArray[Any]) -> Ragged | None:

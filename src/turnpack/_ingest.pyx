@@ -102,7 +102,8 @@ cdef int _extend(_Ids ids, object row, Py_ssize_t number) except -1:
     cdef int32_t* to
     cdef object item
     if isinstance(row, np.ndarray) and row.ndim == 1 and row.dtype.kind in "iu":
-        return _extend_array(ids, row, number)
+        if not isinstance(row, np.ma.MaskedArray):  # of which some items may not be there
+            return _extend_array(ids, row, number)
     if type(row) is not list and type(row) is not tuple:
         try:
             row = list(row)

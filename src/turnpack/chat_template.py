@@ -26,6 +26,7 @@ from .provenance import (
     ELSEWHERE,
     MAX_STEPS,
     TANGLED,
+    TOOLS,
     Data,
     Items,
     Trace,
@@ -320,9 +321,8 @@ class ChatTemplate:
         folds = "input" not in jinja.names
         traced = [traced_message(number, m, folds) for number, m in enumerate(messages)]
         if tools is not None:
-            origin = (ELSEWHERE, "tools")
-            listed = [Data(tool, origin, ("tools", n)) for n, tool in enumerate(tools)]
-            tools = Items(listed, tools, origin, ("tools",))
+            listed = [Data(tool, TOOLS, ("tools", n)) for n, tool in enumerate(tools)]
+            tools = Items(listed, tools, TOOLS, ("tools",))
         current_trace().steps = MAX_STEPS
         written = Written(jinja.pieces(self._variables(traced, tools, how)))
         for piece in written.pieces:
@@ -385,7 +385,9 @@ class ChatTemplate:
         composed = composer.write(messages, kinds_of(shape), tools)
         if composed is None:
             return None
-        segments, starts = composed
+        segments, starts, writes_tools = composed
+        if tools and not writes_tools:
+            return None  # there is a warning to be told
         text = "".join([segment.text for segment in segments])
         answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
         plain_messages = self._plain_messages(messages, tools)
@@ -648,7 +650,7 @@ class ChatTemplate:
                     trace.guards["bool", ("get", number, name), ()] = bool(value)
                 if any(values.values()):
                     notes.append(f"template {self.name} does not write {what}")
-        if tools and (ELSEWHERE, "tools") not in origins:
+        if tools and TOOLS not in origins:
             notes.append(f"template {self.name} does not write tools")
         return list(dict.fromkeys(notes))
 

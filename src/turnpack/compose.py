@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from .nouns import Segment
-from .provenance import Traced, Value, single
+from .provenance import TOOLS, Traced, Value, single
 from .replay import Guards, Item, Program, compile_program, run_program
 from .turns import Place, Written
 
@@ -24,10 +24,14 @@ _PARTS, _FAILURES = 1024, 8
 
 
 class Composed(NamedTuple):
-    """A conversation's segments, and for each message with a target where its target begins."""
+    """A conversation's segments, and for each message with a target where its target begins.
+
+    `writes_tools`: whether something of the tools is among them.
+    """
 
     segments: list[Segment]
     starts: dict[int, int]
+    writes_tools: bool
 
 
 class _NotLocal(Exception):
@@ -46,6 +50,7 @@ class Composer:
         # key → what must hold → what is then written, and the program that writes it.
         self._known: dict[Any, dict[str, tuple[Any, Program]]] = {}
         self._programs: dict[Any, list[Program]] = {}
+        self._write_tools: set[Program] = set()
         self._openings: tuple[int, ...] = ()  # how many messages they take
         self._size = 0
         self.failed = self.succeeded = 0  # its user counts
@@ -72,6 +77,7 @@ class Composer:
         segments: list[Segment] = []
         starts: dict[int, int] = {}
         length = 0
+        writes_tools = False
         for number, key in _keys(kinds, opening):
             own = messages[number]
             for program in programs.get(key, ()):
@@ -80,6 +86,7 @@ class Composer:
                     break
             else:
                 return None
+            writes_tools = writes_tools or program in self._write_tools
             if not found:
                 continue
             for text, target, _, _ in found:
@@ -90,7 +97,7 @@ class Composer:
                 text = segments.pop().text + found[0].text
                 found[0] = found[0]._replace(text=text)
             segments += found
-        return Composed(segments, starts)
+        return Composed(segments, starts, writes_tools)
 
     def learn(self, guards: Guards, written: Written, items: Sequence[Item], kinds: Kinds) -> None:
         """Keep what a traced rendering wrote for each message, if it falls into such parts."""
@@ -136,6 +143,8 @@ class Composer:
         if asked not in known:
             program = compile_program(guards, items, self._recognised, self._functions)
             known[asked] = (what, program)
+            if any(type(text) is Traced and text._origin == TOOLS for _, text, _ in items):
+                self._write_tools.add(program)
             programs.append(program)
             self._size += 1
         elif known[asked][0] != what and known[asked][1] in programs:

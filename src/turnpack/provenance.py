@@ -23,6 +23,8 @@ from .nouns import RowError
 Origin = tuple[int, str]
 # The number in an Origin of all input that is no message: tools, documents, other variables.
 ELSEWHERE = -1
+# The origin of what the tools say.
+TOOLS: Origin = (ELSEWHERE, "tools")
 # The origin of a text that is made of several messages' in a way that cannot be told apart.
 MIXED: Origin = (ELSEWHERE, "several messages")
 # The origin of one in which the template's own text is too.

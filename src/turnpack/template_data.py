@@ -84,7 +84,7 @@ def traced_message(number: int, message: PlainMessage, folds: bool) -> Message:
             made[key] = Items(calls, value, origin, path)
         else:
             made[key] = wrapped(value, (number, key))
-    if folds and message.get("input"):
+    if folds and made.get("input"):  # a traced text, so that it is known to have been asked
         made["content"] = made["content"] + "\n" + made["input"]
     return Message(number, _with_reasoning(made))
 
