@@ -37,7 +37,8 @@ struct PackOut {
 };
 
 // Writes the cells of one bin that fall to `lane` of `lanes`: all of them together write each cell
-// once. A CUDA block passes its thread index and its size, the CPU (0, 1).
+// once. A block of threads passes its thread index and its size, the CPU (0, 1). The GPU's kernel
+// departs from this form (pack.cuh: tiles instead of bins), tests hold both to the same cells.
 template <class Int>
 TP_HD void pack_bin(const PackIn& in, const PackOut<Int>& out, int64_t bin, int64_t lane,
                     int64_t lanes) {
