@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SAMPLE := $(wildcard examples/sample/*.json examples/sample/*.jsonl)
 BUILT_FROM := pyproject.toml setup.py constraints.txt src/turnpack/_ingest.pyx \
+	src/turnpack/torch/_cells.pyx \
 	$(wildcard csrc/*.cpp csrc/*.h)
 
 .PHONY: demo test soak lint bench format clean
