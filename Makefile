@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SAMPLE := $(wildcard examples/sample/*.json examples/sample/*.jsonl)
 BUILT_FROM := pyproject.toml setup.py build_cuda.py constraints.txt src/turnpack/_ingest.pyx \
-	$(wildcard csrc/*)
+	src/turnpack/torch/_cells.pyx $(wildcard csrc/*)
 
 .PHONY: demo test soak sanitize lint bench bench-peers format clean
 

@@ -22,7 +22,7 @@ def main(folder: Path, epochs: int = 10) -> None:
     assert found
     arguments = TrainingArguments(
         output_dir=folder / "trained",
-        remove_unused_columns=False,  # it would take away seq_lengths
+        remove_unused_columns=False,  # seq_lengths are used
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
         num_train_epochs=epochs,

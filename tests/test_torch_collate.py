@@ -226,6 +226,11 @@ GOOD = {"input_ids": [1, 2], "labels": [1, 2]}
             "item 1 has no document or an empty one: [2, 0]",
         ),
         (
+            {**GOOD, "position_ids": [1, 2]},
+            ValueError,
+            "item 1 has position_ids that do not count from 0 to its end",
+        ),
+        (
             {"input_ids": [1], "loss_mask": [1, 1]},
             ValueError,
             "item 1 has 1 input_ids, but 2 loss_mask",

@@ -49,7 +49,9 @@ def lists(item):
 
 
 def plain(row):
-    return {key: value for key, value in row.items() if key != "source"}
+    """A bin as it is stored, with the positions that it has as an item."""
+    positions = [place for length in row["seq_lengths"] for place in range(length)]
+    return {**{k: v for k, v in row.items() if k != "source"}, "position_ids": positions}
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -67,6 +69,18 @@ def test_items_are_the_stored_bins(tmp_path, weighted):
         with pytest.raises(IndexError, match=f"item {at} of {len(rows)}"):
             dataset[at]
     assert not dataset[0]["input_ids"].flags.writeable
+
+
+def test_documents_are_kept_apart_without_their_lengths(tmp_path):
+    """Trainer's `remove_unused_columns` takes away what is no argument of the model."""
+    write(tmp_path / "train-0.parquet", [3, 9, 1, 5, 7] * 20, 10)
+    items = PackedDataset(tmp_path).__getitems__([0, 1, 2, 3])
+    wanted = Collator()(items)
+    for item in items:
+        del item["seq_lengths"]
+    made = Collator()(items)
+    assert made["position_ids"].tolist() == wanted["position_ids"].tolist()
+    assert made["cu_seq_lens_q"].tolist() == wanted["cu_seq_lens_q"].tolist()
 
 
 def test_documents_of_a_packed_set(tmp_path):
@@ -91,8 +105,8 @@ def test_a_row_is_an_item_of_an_unpacked_set(tmp_path):
     for path in (tmp_path, tmp_path / "rows.parquet"):
         items = [lists(item) for item in PackedDataset(path)]
         assert items == [
-            {"input_ids": [1, 2, 3], "labels": [1, -100, 3], "seq_lengths": [3]},
-            {"input_ids": [4, 5], "labels": [-100, 5], "seq_lengths": [2]},
+            plain({"input_ids": [1, 2, 3], "labels": [1, -100, 3], "seq_lengths": [3]}),
+            plain({"input_ids": [4, 5], "labels": [-100, 5], "seq_lengths": [2]}),
         ]
 
 

@@ -5,6 +5,7 @@ Owns what `import turnpack` offers; imports neither torch nor transformers nor t
 
 from . import kernels, reference
 from ._version import __version__
+from .columns import Columns
 from .cuda import cuda_available
 from .encode import Encoder
 from .kernels import Planner, pack, plan, unpack
@@ -24,6 +25,7 @@ from .templates import ChatTemplate, Template, Tools, get_template, templates
 
 __all__ = [
     "ChatTemplate",
+    "Columns",
     "Conversation",
     "Encoder",
     "Packed",

@@ -28,8 +28,9 @@ class Collator:
     """Makes a batch of a list of dicts; a `collate_fn` or `data_collator` that can be pickled.
 
     A dict has `input_ids` and `labels` (unshifted, -100 where no loss is) or `loss_mask`, and where
-    it is a packed bin `seq_lengths`, the lengths of its documents; `loss_weights` where targets do
-    not all count alike. Lists, arrays and tensors are taken, other keys ignored.
+    it is a packed bin `seq_lengths`, the lengths of its documents, or else `position_ids`, which
+    start anew in each; `loss_weights` where targets do not all count alike. Lists, arrays and
+    tensors are taken, other keys ignored.
 
     `layout` "flat", padding-free: all documents in one row `[1, T]`, with `input_ids`, `labels`,
     `position_ids` int64, `seq_idx` int32, `cu_seq_lens_q` and `cu_seq_lens_k` int32 `[segments +
@@ -309,13 +310,13 @@ def _lengths(items: Sequence[Item]) -> tuple[list[int], _Int64s, _Int64s]:
     if not items:
         raise ValueError("a batch of no items")
     sizes = [len(item["input_ids"]) for item in items]
-    if not any("seq_lengths" in item for item in items):
+    if not any("seq_lengths" in item or "position_ids" in item for item in items):
         if 0 in sizes:
             raise ValueError(f"item {sizes.index(0)} is empty")
         return sizes, np.array(sizes), np.ones(len(sizes), np.int64)
     parts = [
-        np.asarray(item.get("seq_lengths", [size]), np.int64)
-        for item, size in zip(items, sizes, strict=True)
+        _documents(number, item, size)
+        for number, (item, size) in enumerate(zip(items, sizes, strict=True))
     ]
     for number, (part, size) in enumerate(zip(parts, sizes, strict=True)):
         if not len(part) or part.min() < 1:
@@ -325,6 +326,19 @@ def _lengths(items: Sequence[Item]) -> tuple[list[int], _Int64s, _Int64s]:
                 f"item {number} has {size} input_ids, but seq_lengths of {part.sum()} in all"
             )
     return sizes, np.concatenate(parts), np.array([len(part) for part in parts])
+
+
+def _documents(number: int, item: Item, size: int) -> _Int64s:
+    """The lengths of an item's documents, as far as it says that it has several."""
+    if "seq_lengths" in item:
+        return np.asarray(item["seq_lengths"], np.int64)
+    if "position_ids" not in item:
+        return np.array([size])
+    positions = np.asarray(item["position_ids"])
+    starts = np.flatnonzero(positions == 0)
+    if positions.shape != (size,) or (size and (not len(starts) or starts[0])):
+        raise ValueError(f"item {number} has position_ids that do not count from 0 to its end")
+    return np.diff(starts, append=size)
 
 
 def _shifted(cells: npt.NDArray[Any], fill: int) -> npt.NDArray[Any]:

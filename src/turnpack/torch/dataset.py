@@ -15,6 +15,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from .. import mapped
+from . import _cells
 
 Item = dict[str, npt.NDArray[Any]]
 
@@ -23,7 +24,9 @@ class PackedDataset(Dataset[Item]):
     """What `prepare` wrote, a folder of such Parquet files or one file, as a map-style dataset.
 
     An item is one stored bin, for `Collator`: `input_ids`, `labels` (unshifted), `seq_lengths`
-    int32, and `loss_weights` float32 where the set has them, as read-only arrays on mapped memory.
+    int32, and `loss_weights` float32 where the set has them, as read-only arrays on mapped memory;
+    and `position_ids`, by which the collator knows documents where a trainer has removed
+    `seq_lengths` as a column that no model takes.
     So a machine holds the set once, in the page cache, for all its ranks and workers. An unpacked
     set (no column `seq_lengths`) has one row in an item.
 
@@ -81,7 +84,11 @@ class PackedDataset(Dataset[Item]):
             return {name: array[start:stop] for name, array in self._tokens.items()}
         (start, first), (stop, last) = self._offsets[index : index + 2].tolist()
         item = {name: array[start:stop] for name, array in self._tokens.items()}
-        item["seq_lengths"] = self._seq_lengths[first:last]
+        lengths = self._seq_lengths[first:last]
+        item["seq_lengths"] = lengths
+        item["position_ids"] = np.empty(stop - start, np.int64)
+        numbers = np.empty(stop - start, np.int32)
+        _cells.number(lengths.astype(np.int64), item["position_ids"], numbers)
         return item
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:

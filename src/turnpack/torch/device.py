@@ -190,8 +190,8 @@ def concat(
         )
         return _with_tensors(made)
     ids, host_ids = _ids_of("turn_ids", turn_ids, place)
-    _, turn_ends, role_of, row_ends, affixes, begin, end = _arguments.concat(
-        host_ids, turn_offsets, roles, row_offsets, settings, bos, eos
+    _, turn_ends, role_of, row_ends, affixes, begin, end, _ = _arguments.concat(
+        host_ids, turn_offsets, roles, row_offsets, settings, bos, eos, None, 1
     )
     around, affix_ends = _ingest.flatten([part for role in affixes for part in role[:2]])
     starts, sources, targets, offsets = _ops.module().concat_pieces(
@@ -230,8 +230,8 @@ def mask_markers(
         made = kernels.mask_markers(ids, offsets, starts, ends, include_end=include_end)
         return torch.from_numpy(made)
     ids, host_ids = _ids_of("input_ids", input_ids, place)
-    _, row_ends, opening, closing, include_end = _arguments.mask_markers(
-        host_ids, offsets, starts, ends, include_end
+    _, row_ends, opening, closing, include_end, _ = _arguments.mask_markers(
+        host_ids, offsets, starts, ends, include_end, 1
     )
     rows, start_ids, start_ends, end_ids, end_ends, states = _ops.module().mask_pieces(
         row_ends, len(ids), *_ingest.flatten(opening), *_ingest.flatten(closing)
