@@ -30,17 +30,34 @@ class OnDevice:
     def __init__(self, where):
         self.where = where
 
-    def concat(self, turn_ids, *args, **kwargs):
+    def concat(
+        self,
+        turn_ids,
+        turn_offsets,
+        roles,
+        row_offsets,
+        settings,
+        *,
+        bos=(),
+        eos=(),
+        out=None,
+        threads=1,
+    ):
         from turnpack import torch
 
+        given = turn_ids, turn_offsets, roles, row_offsets, settings
+        _check_threads(_arguments.concat(*given, bos, eos, out, threads)[-1])
         with self.where():
-            return _tokens(torch.concat(turn_ids, *args, **kwargs))
+            made = _tokens(torch.concat(*given, bos=bos, eos=eos))
+        return made if out is None else _into_tokens(out, made)
 
-    def mask_markers(self, input_ids, *args, **kwargs):
+    def mask_markers(self, input_ids, offsets, starts, ends, *, include_end=True, threads=1):
         from turnpack import torch
 
+        given = input_ids, offsets, starts, ends
+        _check_threads(_arguments.mask_markers(*given, include_end, threads)[-1])
         with self.where():
-            return torch.mask_markers(input_ids, *args, **kwargs).cpu().numpy()
+            return torch.mask_markers(*given, include_end=include_end).cpu().numpy()
 
     def pack(self, tokens, plan, *, pad_id=0, layout="rows", dtype=np.int32, out=None, threads=1):
         import torch
@@ -49,8 +66,7 @@ class OnDevice:
 
         arguments = tokens, plan, pad_id, layout, dtype, out, threads
         pad_id, _, dtype, threads = _arguments.pack(*arguments)
-        if threads < 1:
-            raise ValueError(f"threads is {threads}, less than 1")
+        _check_threads(threads)
         with self.where():
             made = turnpack.torch.device.on_cpu(
                 turnpack.torch.pack(
@@ -68,8 +84,7 @@ class OnDevice:
 
         import turnpack.torch
 
-        if _arguments.unpack(packed, threads) < 1:
-            raise ValueError(f"threads is {threads}, less than 1")
+        _check_threads(_arguments.unpack(packed, threads))
 
         def there(array):
             if array is None:
@@ -94,6 +109,12 @@ class OnDevice:
             )
 
 
+def _check_threads(threads):
+    """A device has no use for them, but what they may be is the same everywhere."""
+    if threads < 1:
+        raise ValueError(f"threads is {threads}, less than 1")
+
+
 def _tokens(made):
     weights = made.loss_weights
     return Tokens(
@@ -103,6 +124,17 @@ def _tokens(made):
         made.source,
         None if weights is None else weights.cpu().numpy(),
     )
+
+
+def _into_tokens(out, made):
+    """The result in the arrays of `out`, which turnpack.torch does not take."""
+    size = len(made.input_ids)
+    for name in ("input_ids", "loss_mask"):
+        held = getattr(out, name)
+        if len(held) < size:
+            raise ValueError(f"out.{name} has room for {len(held)} tokens, not {size}")
+        held[:size] = getattr(made, name)
+    return Tokens(out.input_ids[:size], out.loss_mask[:size], made.offsets)
 
 
 def _into(out, made):

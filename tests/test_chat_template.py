@@ -437,6 +437,61 @@ def test_tools_that_a_composition_does_not_write_are_told():
     )
 
 
+@pytest.mark.parametrize(
+    "work",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 10 ** 10 }}",
+        "{% set ns = namespace(t='aa') %}{% for a in (messages | list) * 20 %}"
+        "{% set ns.t = ns.t ~ ns.t %}{% endfor %}",
+        "{% set x = messages %}{% for a in x %}{% for b in x %}{% for c in x %}{% for d in x %}"
+        "{% for e in x %}{% for f in x %}{% for g in x %}{% for h in x %}{% for i in x %}"
+        + "{% endfor %}"
+        * 9,
+        "{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{{ f(1) }}",
+    ],
+)
+def test_work_that_only_a_new_shape_asks_for_is_bounded_too(work):
+    template = ChatTemplate(
+        CHATML.replace(
+            "{% if add",
+            f"{{% if messages | length > 5 and not add_generation_prompt %}}{work}{{% endif %}}{{% if add",
+        )
+    )
+    template.render(CHAT[:2])
+    template.render(CHAT[:2] * 2)
+    with pytest.raises(RowError, match=r"^the chat template asks for too much"):
+        template.render(CHAT[:2] * 7)
+
+
+def test_a_token_across_two_messages_is_found_in_compositions_too():
+    source = (
+        "{% for m in messages %}{% if m.role == 'user' %}"
+        "{% if 'X' in m.content %}_sep|>{% else %}.{% endif %}{{ m.content }}<|a|>"
+        "{% else %}{{ m.content }}<|end|>{% if 'Y' in m.content %}<|mid{% else %}.{% endif %}"
+        "{% endif %}{% endfor %}"
+    )
+    plain_turn, left, right = CHAT[:2], [user("q"), assistant("Y")], [user("X"), assistant("a")]
+    template = ChatTemplate(source)
+    for known in (plain_turn, left + plain_turn, plain_turn + right, plain_turn * 3):
+        template.render(known * 2)
+    for composer in composers_of(template):
+        composer.succeeded |= 64
+    both = plain_turn + left + right + plain_turn
+    assert template.render(both).segments == _tracing_of(source).render(both).segments
+
+
+def test_what_is_no_list_is_refused_whatever_was_seen():
+    template = ChatTemplate("{% if tools %}{{ tools | tojson }}{% endif %}" + CHATML)
+    for _ in range(3):
+        template.render(CHAT, TOOLS * 2)
+        template.render([user("a"), assistant("b", tool_calls=[])])
+    with pytest.raises(RowError, match="tools is a string"):
+        template.render(CHAT, "ab")
+    with pytest.raises(RowError, match="tool_calls is an object"):
+        template.render([user("a"), assistant("b", tool_calls={})])
+
+
 def test_compositions_that_fail_are_given_up():
     template = ChatTemplate(NOT_LOCAL["where a message stands"])
     for turns in range(1, 30):

@@ -279,3 +279,8 @@ def test_threads_refuse_the_first_bad_row(strategy, capacity):
 def test_a_huge_capacity_takes_no_memory():
     assert kernels.plan(np.ones(1000, np.int64), 2**62).num_bins == 1
     assert kernels.plan(np.ones(1000, np.int64), 2**62, strategy="first_fit").num_bins == 1
+
+
+def test_masked_lengths_are_refused(impl):
+    with pytest.raises(TypeError, match="lengths is a masked array"):
+        impl.plan(np.ma.array([1, 2], mask=[0, 1]), 10)

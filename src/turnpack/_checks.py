@@ -75,6 +75,7 @@ def array(name: str, value: object, *dtypes: npt.DTypeLike, ndim: int = 1) -> np
     """Take a C-contiguous array of one of the dtypes: token arrays are never converted."""
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name} is {type(value).__name__}, not a NumPy array")
+    _not_masked(name, value)
     if value.dtype not in dtypes:
         expected = " or ".join(str(np.dtype(dtype)) for dtype in dtypes)
         raise TypeError(f"{name} has dtype {value.dtype}, not {expected}")
@@ -85,12 +86,18 @@ def array(name: str, value: object, *dtypes: npt.DTypeLike, ndim: int = 1) -> np
     return value
 
 
+def _not_masked(name: str, value: npt.NDArray[Any]) -> None:
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, of which items may not be there")
+
+
 def indices(name: str, value: object, *, pairs: bool = False, small: bool = False) -> Int64s:
     """Widen int32 or int64 arrays of any stride, or sequences of int, to int64 `[n]` (`[n, 2]`).
 
     With `small`, uint8 arrays pass too. An array that needs no change is returned as it is.
     """
     if isinstance(value, np.ndarray):
+        _not_masked(name, value)
         allowed = (np.uint8, np.int32, np.int64) if small else (np.int32, np.int64)
         if value.dtype not in allowed:
             expected = " or ".join(np.dtype(dtype).name for dtype in allowed)

@@ -305,15 +305,20 @@ class ChatTemplate:
         }
 
     def _bare(self, messages: Sequence[PlainMessage], tools: Any, how: How) -> str:
-        """The text, by the template alone."""
-        return self._text_of(self._plain_messages(messages, tools), tools, how)
+        """The text, by the template alone; of what was traced, and so is known to be bounded."""
+        plain_messages = self._plain_messages(messages, tools)
+        return self._template(tools).render(self._variables(plain_messages, tools, how))
 
     def _plain_messages(self, messages: Sequence[PlainMessage], tools: Any) -> list[dict[str, Any]]:
         folds = "input" not in self._template(tools).names
         return [plain_message(message, folds) for message in messages]
 
-    def _text_of(self, plain_messages: list[dict[str, Any]], tools: Any, how: How) -> str:
-        return self._template(tools).render(self._variables(plain_messages, tools, how))
+    def _bounded_text(self, plain_messages: list[dict[str, Any]], tools: Any, how: How) -> str:
+        """The same of what was not."""
+        size = sum([8 + sum(map(_size, message.values())) for message in plain_messages])
+        size += 0 if tools is None else _size(tools)
+        variables = self._variables(plain_messages, tools, how)
+        return self._template(tools).render_bounded(variables, size)
 
     def _written(self, messages: Sequence[PlainMessage], tools: Any, how: How) -> Written:
         """The text in pieces; call it in a `tracing` context."""
@@ -368,7 +373,7 @@ class ChatTemplate:
         if way not in self._composers:
             if len(self._composers) >= _PROGRAMS:
                 self._composers.clear()
-            self._composers[way] = Composer(self.recognised, _FUNCTIONS)
+            self._composers[way] = Composer(self.recognised, self._controls, _FUNCTIONS)
         composer = self._composers[way]
         return composer if composer.is_worth_trying else None
 
@@ -393,7 +398,7 @@ class ChatTemplate:
         plain_messages = self._plain_messages(messages, tools)
         if (
             list(starts) != [n for n in answers if loss_weight(messages[n]) is not None]
-            or text != self._text_of(plain_messages, tools, how)
+            or text != self._bounded_text(plain_messages, tools, how)
             or any(
                 text[:start] != self._prompt_text(messages[:number], plain_messages, tools, how)
                 for number, start in starts.items()
@@ -432,7 +437,7 @@ class ChatTemplate:
         try:
             if shape not in self._seen:
                 self._worth(shape)
-                return self._text_of(plain_messages[: len(messages)], tools, how)
+                return self._bounded_text(plain_messages[: len(messages)], tools, how)
         except RowError:
             return None
         written = self._prompt(messages, tools, how, Trace())
@@ -748,6 +753,11 @@ _HOWS = {
     for train_on in TRAIN_ON
 }
 _FUNCTIONS = {"to_json": to_json, "strftime_now": strftime_now}
+
+
+def _size(value: Any) -> int:
+    """About how many characters and items a value has."""
+    return len(value) if type(value) is str else len(repr(value))
 
 
 def _stable(value: Any) -> str:

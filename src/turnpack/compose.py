@@ -7,6 +7,7 @@ one compares it with the template's own text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ Kinds = tuple[Any, ...]
 
 # Parts that are kept for one template, and compositions that may fail before it is given up.
 _PARTS, _FAILURES = 1024, 8
+# No control token has more characters.
+_TOKEN = 256
 
 
 class Composed(NamedTuple):
@@ -45,8 +48,13 @@ class Composer:
     is written before the first message of a loop is the opening, what is behind it the closing.
     """
 
-    def __init__(self, recognised: tuple[str, ...], functions: Mapping[str, Any]) -> None:
-        self._recognised, self._functions = recognised, functions
+    def __init__(
+        self,
+        recognised: tuple[str, ...],
+        controls: re.Pattern[str],
+        functions: Mapping[str, Any],
+    ) -> None:
+        self._recognised, self._controls, self._functions = recognised, controls, functions
         # key → what must hold → what is then written, and the program that writes it.
         self._known: dict[Any, dict[str, tuple[Any, Program]]] = {}
         self._programs: dict[Any, list[Program]] = {}
@@ -93,11 +101,22 @@ class Composer:
                 if target and number not in starts:
                     starts[number] = length
                 length += len(text)
+            if segments and self._across(segments[-1], found[0]):
+                return None
             if segments and _continue_one_run(segments[-1], found[0]):
                 text = segments.pop().text + found[0].text
                 found[0] = found[0]._replace(text=text)
             segments += found
         return Composed(segments, starts, writes_tools)
+
+    def _across(self, segment: Segment, other: Segment) -> bool:
+        """Whether a control token might stand across the seam of two runs of ordinary text."""
+        if segment.control or other.control:
+            return False
+        end, begin = segment.text[-_TOKEN:], other.text[:_TOKEN]
+        return any(
+            match.start() < len(end) < match.end() for match in self._controls.finditer(end + begin)
+        )
 
     def learn(self, guards: Guards, written: Written, items: Sequence[Item], kinds: Kinds) -> None:
         """Keep what a traced rendering wrote for each message, if it falls into such parts."""

@@ -31,6 +31,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from markupsafe import Markup
 
+from .jinja_tame import loops_within_loops
 from .nouns import RowError
 from .provenance import (
     MAX_TEXT,
@@ -51,6 +52,7 @@ from .provenance import (
     replaced,
     single,
     traced_in,
+    tracing,
 )
 
 REFUSED = "the chat template refuses the conversation"
@@ -588,6 +590,7 @@ class JinjaTemplate:
             self.names = {
                 node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)
             } | {node.attr for node in tree.find_all(nodes.Getattr)}
+            self._loops = loops_within_loops(tree)
             self._traced = _TRACING.from_string(_instrumented(tree))
         except (jinja2.TemplateError, RecursionError) as error:
             raise ValueError(f"not a Jinja chat template: {error}") from None
@@ -599,6 +602,16 @@ class JinjaTemplate:
             return "".join(template.root_render_func(template.new_context(dict(variables))))
         except _ERRORS as error:
             raise _refused(error) from None
+
+    def render_bounded(self, variables: Mapping[str, Any], size: int) -> str:
+        """The text of a conversation that was never traced, in a bounded number of steps.
+
+        `size`: how many characters and messages there are.
+        """
+        if self._loops is not None and size**self._loops <= MAX_TEXT:
+            return self.render(variables)
+        with tracing():
+            return plain(self.pieces(variables))
 
     def pieces(self, variables: Mapping[str, Any]) -> str:
         """The text of `variables` with Traced strings in them; see `provenance.pieces_of`."""

@@ -128,6 +128,8 @@ def shape_of(how: How, messages: Sequence[PlainMessage], tools: Any) -> Any:
             how = how._replace(variables=named)
     except (AttributeError, KeyError, TypeError, UnicodeError):
         return None  # what is wrong with it, if anything, is said elsewhere
+    if tools is not None and type(tools) is not list:
+        return None
     return how, tuple(kinds), None if tools is None else len(tools)
 
 
@@ -156,7 +158,7 @@ def _fields(message: Mapping[str, Any]) -> tuple[Any, ...]:
         elif type(value) is str:
             value.encode()
             parts.append(key)
-        elif key == "tool_calls" and value is not None:
+        elif key == "tool_calls" and type(value) is list:
             parts.append((key, *map(_fields, value)))
         elif key == "function" and isinstance(value, Mapping):
             parts.append((key, _fields(value)))
