@@ -452,12 +452,9 @@ def test_tools_that_a_composition_does_not_write_are_told():
     ],
 )
 def test_work_that_only_a_new_shape_asks_for_is_bounded_too(work):
-    template = ChatTemplate(
-        CHATML.replace(
-            "{% if add",
-            f"{{% if messages | length > 5 and not add_generation_prompt %}}{work}{{% endif %}}{{% if add",
-        )
-    )
+    when = "{% if messages | length > 5 and not add_generation_prompt %}"
+    source = CHATML.replace("{% if add", f"{when}{work}{{% endif %}}{{% if add")
+    template = ChatTemplate(source)
     template.render(CHAT[:2])
     template.render(CHAT[:2] * 2)
     with pytest.raises(RowError, match=r"^the chat template asks for too much"):
