@@ -12,7 +12,6 @@
 #include "by_length.h"
 #include "rule.h"
 #include "spaces.h"
-#include "threads.h"
 
 namespace turnpack {
 
@@ -116,7 +115,7 @@ class Bins {
             start += static_cast<int64_t>(runs_[run].rows) * runs_[run].size;
         }
         offsets[0] = 0;
-        in_ranges(size, worth(threads, size), [&](int64_t begin, int64_t end) {
+        in_parts(size, worth(threads, size), [&](int64_t, int64_t begin, int64_t end) {
             size_t at = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin();
             if (at > 0) --at;
             for (; at < starts.size() && starts[at] < end; ++at) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -12,11 +13,13 @@
 
 namespace turnpack {
 
-// Runs work(part, begin, end) on each of `parts` fixed parts of [0, size), each on its own thread.
+// Runs work(part, begin, end) on each of `parts` equal parts of [0, size), each on its own thread.
 template <class Work>
 void in_parts(int64_t size, int64_t parts, const Work& work) {
     const int64_t step = size / parts, extra = size % parts;
-    in_ranges(parts, parts, [&](int64_t first, int64_t last) {
+    std::vector<int64_t> numbers(parts + 1);
+    std::iota(numbers.begin(), numbers.end(), 0);
+    in_ranges(numbers.data(), parts, parts, [&](int64_t first, int64_t last) {
         for (int64_t part = first; part < last; ++part) {
             const int64_t begin = part * step + std::min(part, extra);
             work(part, begin, begin + step + (part < extra));
@@ -34,8 +37,8 @@ inline int64_t checked_longest(const int64_t* lengths, int64_t size, const Rule&
     const uint64_t limit = rule.longest();
     std::vector<uint64_t> longest(parts, 0);
     in_parts(size, parts, [&](int64_t part, int64_t begin, int64_t end) {
-        uint64_t most =
-            0;  // of the lengths less 1, so that 0 and what is below is beyond any limit
+        // Of the lengths less 1, so that 0 and what is below it are beyond any limit.
+        uint64_t most = 0;
         for (int64_t row = begin; row < end; ++row) {
             most = std::max(most, static_cast<uint64_t>(lengths[row]) - 1);
         }
@@ -58,17 +61,16 @@ class ByLength {
         : lengths_(lengths), size_(size), order_(size) {
         // Counts of more values than this would cost more than the rows.
         const int64_t values = std::clamp<int64_t>(4 * size, 1 << 8, 1 << 18);
-        const int64_t parts = worth(threads, size);
         const auto row_itself = [](int64_t k) { return static_cast<Id>(k); };
         const auto whole = [=](Id row) { return static_cast<uint64_t>(lengths[row]) - 1; };
         if (rule.longest() <= values) {
-            const int64_t wrong = pass(parts, rule.longest(), row_itself, whole, order_.data());
+            const int64_t wrong = pass(threads, rule.longest(), row_itself, whole, order_.data());
             if (wrong < size) refuse(wrong, lengths[wrong], rule);
             return;
         }
         const int64_t longest = checked_longest(lengths, size, rule, threads);
         if (longest <= values) {
-            pass(parts, longest, row_itself, whole, order_.data());
+            pass(threads, longest, row_itself, whole, order_.data());
             return;
         }
         int64_t bits = 1, most = 1;
@@ -81,11 +83,11 @@ class ByLength {
                 return static_cast<uint64_t>(lengths[row] - 1) >> shift & ((1 << width) - 1);
             };
             if (shift == 0) {
-                pass(parts, 1 << width, row_itself, digit, order_.data());
+                pass(threads, 1 << width, row_itself, digit, order_.data());
             } else {
                 std::swap(order_, from);
                 const Id* rows = from.data();
-                pass(parts, 1 << width, [=](int64_t k) { return rows[k]; }, digit, order_.data());
+                pass(threads, 1 << width, [=](int64_t k) { return rows[k]; }, digit, order_.data());
             }
         }
         ends_.clear();
@@ -119,13 +121,14 @@ class ByLength {
     // `values`, the place of the first such row is returned and nothing written; otherwise size.
     // Leaves in ends_ where the rows of each digit end.
     template <class RowAt, class DigitOf>
-    int64_t pass(int64_t parts, int64_t values, const RowAt& row_at, const DigitOf& digit_of,
+    int64_t pass(int64_t threads, int64_t values, const RowAt& row_at, const DigitOf& digit_of,
                  Id* to) {
-        std::vector<std::vector<Id>> next(parts);
+        // As many counts as rows at most.
+        const int64_t parts = std::min(worth(threads, size_), size_ / (values + 1) + 1);
+        std::vector<std::vector<Id>> next(parts, std::vector<Id>(values));
         std::vector<int64_t> wrong(parts, size_);
         in_parts(size_, parts, [&](int64_t part, int64_t begin, int64_t end) {
             std::vector<Id>& counts = next[part];
-            counts.assign(values, 0);
             for (int64_t k = begin; k < end; ++k) {
                 const uint64_t digit = digit_of(row_at(k));
                 if (digit >= static_cast<uint64_t>(values)) {

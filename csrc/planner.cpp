@@ -69,7 +69,9 @@ Closed Planner::add(const int64_t* lengths, int64_t size) {
         const int64_t room = window_ - static_cast<int64_t>(state_.ids.size());
         const int64_t count = std::min(room, size - taken);
         state_.lengths.insert(state_.lengths.end(), lengths + taken, lengths + taken + count);
-        for (int64_t i = 0; i < count; ++i) state_.ids.push_back(state_.rows++);
+        state_.ids.resize(state_.ids.size() + count);
+        std::iota(state_.ids.end() - count, state_.ids.end(), state_.rows);
+        state_.rows += count;
         taken += count;
         if (count == room) close_some(false, closed);
     }
@@ -133,13 +135,15 @@ void Planner::close_some(bool all, Closed& closed) {
     }
 
     std::vector<char> goes(size);
+    auto next = static_cast<int64_t>(closed.rows.size());
+    closed.rows.resize(next + going);
     for (int64_t bin = 0; bin < count; ++bin) {
         if (!closes[bin]) continue;
         for (int64_t k = offsets[bin]; k < offsets[bin + 1]; ++k) {
-            closed.rows.push_back(ids[rows[k]]);
+            closed.rows[next++] = ids[rows[k]];
             goes[rows[k]] = true;
         }
-        closed.offsets.push_back(static_cast<int64_t>(closed.rows.size()));
+        closed.offsets.push_back(next);
         closed.fill.push_back(fill[bin]);
     }
     int64_t waiting = 0;

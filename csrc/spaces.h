@@ -23,40 +23,46 @@ inline int64_t lowest_bit(uint64_t word) {
 #endif
 }
 
-// A set of small numbers that finds the least member from a number on, by a tree of 64-bit words.
+// A set of the numbers below a size that finds the least member from a number on, by a tree of
+// 64-bit words: a bit of a level says that a word of the level before is not empty.
 class NumberSet {
   public:
     explicit NumberSet(int64_t size) {
         do {
             size = (size + 63) / 64;
-            levels_.emplace_back(size, 0);
+            starts_[levels_ + 1] = starts_[levels_] + size;
+            ++levels_;
         } while (size > 1);
+        words_.resize(starts_[levels_]);
     }
 
-    bool has(int64_t number) const { return levels_[0][number >> 6] >> (number & 63) & 1; }
+    bool has(int64_t number) const { return words_[number >> 6] >> (number & 63) & 1; }
 
     void insert(int64_t number) {
-        for (auto& level : levels_) {
-            level[number >> 6] |= uint64_t{1} << (number & 63);
+        for (int level = 0; level < levels_; ++level) {
+            uint64_t& word = at(level, number >> 6);
+            const bool known = word != 0;
+            word |= uint64_t{1} << (number & 63);
+            if (known) return;
             number >>= 6;
         }
     }
 
     void erase(int64_t number) {
-        for (auto& level : levels_) {
-            if (level[number >> 6] &= ~(uint64_t{1} << (number & 63))) return;
+        for (int level = 0; level < levels_; ++level) {
+            if (at(level, number >> 6) &= ~(uint64_t{1} << (number & 63))) return;
             number >>= 6;
         }
     }
 
     // -1 if there is none.
     int64_t least_from(int64_t number) const {
-        for (size_t level = 0; level < levels_.size(); ++level) {
-            if (number >> 6 >= static_cast<int64_t>(levels_[level].size())) return -1;
-            const uint64_t word = levels_[level][number >> 6] >> (number & 63);
+        for (int level = 0; level < levels_; ++level) {
+            if (number >> 6 >= starts_[level + 1] - starts_[level]) return -1;
+            const uint64_t word = at(level, number >> 6) >> (number & 63);
             if (word) {
                 number += lowest_bit(word);
-                while (level-- > 0) number = number * 64 + lowest_bit(levels_[level][number]);
+                while (level-- > 0) number = number * 64 + lowest_bit(at(level, number));
                 return number;
             }
             number = (number >> 6) + 1;
@@ -65,7 +71,12 @@ class NumberSet {
     }
 
   private:
-    std::vector<std::vector<uint64_t>> levels_;
+    uint64_t& at(int level, int64_t word) { return words_[starts_[level] + word]; }
+    uint64_t at(int level, int64_t word) const { return words_[starts_[level] + word]; }
+
+    int levels_ = 0;
+    int64_t starts_[12] = {0};  // of the words of each level; 11 levels have room for any number
+    std::vector<uint64_t> words_;
 };
 
 template <class Id>
@@ -74,12 +85,12 @@ struct Queue {
 };
 
 // The two ways to find the least space, one rule: SmallSpaces takes memory by the capacity and is
-// fast, AnySpaces by the bins. A queue is there only while something is in it.
+// fast, AnySpaces by the bins. A queue is there only while something is in it. No bin that has all
+// of its capacity is ever queued.
 template <class Id>
 class SmallSpaces {
   public:
-    explicit SmallSpaces(int64_t capacity)
-        : numbers_(capacity + 1), queues_(new Queue<Id>[capacity + 1]) {}
+    explicit SmallSpaces(int64_t capacity) : numbers_(capacity), queues_(new Queue<Id>[capacity]) {}
     int64_t least_from(int64_t space) const { return numbers_.least_from(space); }
     bool has(int64_t space) const { return numbers_.has(space); }
     Queue<Id>& queue(int64_t space) { return queues_[space]; }

@@ -44,6 +44,7 @@ IMPLEMENTATIONS = {
 
 def implementations(verb: str) -> dict[str, Any]:
     """The implementations that have a form of their own for this verb."""
+    verb = {"planner": "Planner"}.get(verb, verb)  # the one that is a class
     return {name: impl for name, impl in IMPLEMENTATIONS.items() if hasattr(impl, verb)}
 
 

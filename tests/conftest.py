@@ -6,6 +6,5 @@ import agree
 def pytest_generate_tests(metafunc):
     if "impl" in metafunc.fixturenames:
         verb = metafunc.module.__name__.removeprefix("test_")
-        # test_planner's is a class
-        found = agree.implementations(verb) or agree.implementations(verb.capitalize())
+        found = agree.implementations(verb)
         metafunc.parametrize("impl", list(found.values()), ids=list(found))
