@@ -117,8 +117,9 @@ def test_every_option_arrives(capsys, arguments, tmp_path):
     }
     assert main(instead(arguments, **options)) == 0
     report = json.loads((tmp_path / "out/report.json").read_text())
-    numbers = {"capacity": 300, "seed": 7, "workers": 1, "max_length": 200, "strict": False}
-    assert report["options"] == {**options, **numbers}
+    numbers = {"capacity": 300, "seed": 7, "workers": 1, "max_length": 200}
+    flags = {"strict": False, "numpy": False}
+    assert report["options"] == {**options, **numbers, **flags}
 
 
 def test_workers_from_the_command_line(arguments, tmp_path):

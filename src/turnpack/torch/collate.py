@@ -116,7 +116,7 @@ class Collator:
         ends = np.cumsum(segments)
         starts = ends - segments
         size = shape[0] * shape[1]
-        place = _Places(sizes, lengths, starts[~padding], size)
+        place = _Places(sizes, lengths, starts if padding is None else starts[~padding], size)
         # One block: the C library keeps it for the next batch, where it would give back several and
         # have the system clear their pages every time, which costs more than all the rest.
         block = np.empty(3 * size + (size + 1) // 2, np.int64)
@@ -141,9 +141,9 @@ class Collator:
             if weights is not None:
                 cells["loss_weights"] = _shifted(weights, 0)
         batch: dict[str, Any] = {
-            name: torch.from_numpy(cell).view(shape) for name, cell in cells.items()
+            name: torch.from_numpy(cell.reshape(shape)) for name, cell in cells.items()
         }
-        seen = torch.from_numpy(numbers).view(shape)
+        seen = torch.from_numpy(numbers.reshape(shape))
         if self.layout == "flat":
             batch["seq_idx"] = seen
             boundaries = torch.from_numpy(self._boundaries(ends))
@@ -151,8 +151,9 @@ class Collator:
             batch["max_length_q"] = batch["max_length_k"] = int(segments.max())
         else:
             segment_ids = seen - seen[:, :1] + 1
-            for row in np.flatnonzero(padding):
-                segment_ids.view(-1)[starts[row] : ends[row]] = 0
+            if padding is not None:
+                for row in np.flatnonzero(padding):
+                    segment_ids.view(-1)[starts[row] : ends[row]] = 0
             batch["segment_ids"] = segment_ids.long()
         if self.device is not None:
             seen = seen.to(self.device)
@@ -170,16 +171,18 @@ class Collator:
 
     def _segments(
         self, lengths: _Int64s, documents: _Int64s
-    ) -> tuple[_Int64s, npt.NDArray[np.bool_], tuple[int, int]]:
+    ) -> tuple[_Int64s, npt.NDArray[np.bool_] | None, tuple[int, int]]:
         """Lengths of all segments in the order of the cells, which are padding, and [B, L].
 
-        `lengths` of the documents, and how many `documents` each dict has.
+        `lengths` of the documents, and how many `documents` each dict has. None: no padding.
         """
-        aligned = -(-lengths // self.align) * self.align
+        aligned = lengths if self.align == 1 else -(-lengths // self.align) * self.align
         if self.layout == "flat":
-            documents = np.array([len(lengths)])
-        last = np.cumsum(documents)
-        filled = np.add.reduceat(aligned, last - documents)
+            last = np.array([len(lengths)])
+            filled = np.array([aligned.sum()])
+        else:
+            last = np.cumsum(documents)
+            filled = np.add.reduceat(aligned, last - documents)
         width = int(filled.max())
         if self.capacity is not None:
             if width > self.capacity:
@@ -193,7 +196,7 @@ class Collator:
             raise ValueError(f"{width * len(filled)} cells are too many for int32 boundaries")
         rest = width - filled
         if not rest.any():
-            return aligned, np.zeros(len(aligned), bool), (len(filled), width)
+            return aligned, None, (len(filled), width)
         segments = np.insert(aligned, last, rest)
         padding = np.insert(np.zeros(len(aligned), bool), last, True)
         kept = segments > 0
