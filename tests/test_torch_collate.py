@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
 
@@ -97,6 +97,7 @@ def as_form(form, items):
     return [{key: makes[form](key, value) for key, value in item.items()} for item in items]
 
 
+@settings(deadline=None)
 @given(
     batches(),
     st.sampled_from(["flat", "rows"]),
@@ -157,6 +158,7 @@ def test_every_cell(items, layout, form, align, pad_to, shift, norm, full):
     assert batch["seq_idx"].tolist() == [[(s or documents_in + 1) - 1 for s in row]]
 
 
+@settings(deadline=None)
 @given(batches(), st.sampled_from(["flat", "rows"]))
 def test_a_loss_mask_says_the_same_as_labels(items, layout):
     masked = [

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
@@ -29,6 +29,7 @@ def tokens(batch, lengths=LENGTHS):
     return sum(int(lengths[row]) for row in batch)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 20), min_size=1, max_size=40),
     st.integers(1, 8),

@@ -246,11 +246,11 @@ class _Places:
 
     def ids(self, items: Sequence[Item], name: str, fill: int, cells: _Int64s) -> None:
         """Write the cells of one key, which may be lists, arrays or tensors of integers."""
-        rows = [_plain(item[name]) for item in items]
-        for at, (row, size) in enumerate(zip(rows, self.sizes, strict=True)):
-            if len(row) != size:
-                raise ValueError(f"item {at} has {size} input_ids, but {len(row)} {name}")
-        if all(type(row) is list for row in rows):
+        rows = [item[name] for item in items]
+        for at, (found, size) in enumerate(zip(map(len, rows), self.sizes, strict=True)):
+            if found != size:
+                raise ValueError(f"item {at} has {size} input_ids, but {found} {name}")
+        if {*map(type, rows)} == {list}:
             _cells.read(rows, cells[: self.tokens])
         else:
             arrays = [np.asarray(row) for row in rows]
@@ -289,7 +289,7 @@ class _Places:
                     raise ValueError(
                         f"item {number} has {size} input_ids, but {len(given)} loss_weights"
                     )
-                cells[at : at + size] = _plain(given)
+                cells[at : at + size] = np.asarray(given)
             at += size
         self._move(cells, 0)
         return cells
@@ -302,10 +302,6 @@ class _Places:
         tokens = cells[: self.tokens].copy()
         cells.fill(fill)
         cells[self.index] = tokens
-
-
-def _plain(row: Any) -> Any:
-    return row.numpy() if isinstance(row, torch.Tensor) else row
 
 
 def _lengths(items: Sequence[Item]) -> tuple[list[int], _Int64s, _Int64s]:
