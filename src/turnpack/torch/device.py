@@ -354,7 +354,9 @@ def unpack(packed: Packed) -> Tokens:
         packed.input_ids.numel(),
         0 if packed.layout == "flat" else packed.capacity,
     )
-    there = _ship(place, offsets=offsets, sources=sources)
+    filled = np.diff(offsets) > 0  # a piece of the kernel's is never empty
+    pieces = np.append(offsets[:-1][filled], offsets[-1])
+    there = _ship(place, offsets=pieces, sources=sources[filled])
     cells = packed.input_ids, packed.labels, packed.loss_weights
     input_ids, loss_mask, *weights = _ops.unpack(*cells, *there, int(offsets[-1]))
     return Tokens(input_ids, loss_mask, offsets, packed.source[order], *weights)
