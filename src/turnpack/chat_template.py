@@ -37,7 +37,7 @@ from .provenance import (
     tracing,
 )
 from .rendering import loss_weight
-from .replay import Item, Program, compile_program, compile_texts, run_program, write
+from .replay import Item, Program, compile_program, compile_texts, write
 from .template_data import (
     REASONING,
     How,
@@ -242,7 +242,7 @@ class ChatTemplate:
             how = how._replace(variables=tuple(sorted(variables.items())))
         shape = shape_of(how, messages, tools)
         for program, notes in self._programs.get(shape, ()):
-            segments = run_program(program, messages, tools)
+            segments = program(messages, tools)
             if segments is not None:
                 self._replayed += 1
                 if self._distrusted or self._replayed % _CHECKED == 0:
@@ -431,7 +431,7 @@ class ChatTemplate:
         how = how._replace(for_inference=True, train_on="")
         shape = shape_of(how, messages, tools)
         for program, prompt, _ in self._prompts.get(shape, ()):
-            texts = run_program(program, messages, tools)
+            texts = program(messages, tools)
             if texts is not None:
                 return prompt.text_with(texts)
         try:
@@ -470,7 +470,7 @@ class ChatTemplate:
         how = how._replace(for_inference=True, train_on="")
         shape = shape_of(how, messages, tools)
         for program, prompt, guards in self._prompts.get(shape, ()):
-            texts = run_program(program, messages, tools)
+            texts = program(messages, tools)
             if texts is not None:
                 trace.guards.update(guards)
                 return prompt.filled(texts)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from .nouns import Segment
 from .provenance import TOOLS, Traced, Value, single
-from .replay import Guards, Item, Program, compile_program, run_program
+from .replay import Guards, Item, Program, compile_program
 from .turns import Place, Written
 
 # Of each message, all that no question is asked about (see template_data.shape_of).
@@ -89,7 +89,7 @@ class Composer:
         for number, key in _keys(kinds, opening):
             own = messages[number]
             for program in programs.get(key, ()):
-                found = run_program(program, messages, tools, own)
+                found = program(messages, tools, own)
                 if found is not None:
                     break
             else:

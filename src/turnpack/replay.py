@@ -24,7 +24,7 @@ from .rendering import Writer, own_text
 Item = tuple[str, str, "float | None"]
 Messages = Sequence[Mapping[str, Any]]
 # (messages, tools, own) → what it was compiled for, or None.
-Program = Callable[[Messages, Sequence[Any], Any], Any]
+Program = Callable[..., Any]
 # What must hold: (question, value, arguments) → answer.
 Guards = Mapping[tuple[str, Value, tuple[Any, ...]], Any]
 
@@ -61,14 +61,6 @@ def compile_program(
 def compile_texts(guards: Guards, pieces: Sequence[str], functions: Mapping[str, Any]) -> Program:
     """The function that returns the texts of the conversation's pieces, or None."""
     return _Compiler((), functions).compile_texts(guards, pieces)
-
-
-def run_program(program: Program, messages: Messages, tools: Any, own: Any = None) -> Any:
-    """What a program returns, None too where a question makes no sense for a conversation."""
-    try:
-        return program(messages, tools or (), own)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-        return None
 
 
 _TABLES = {"get": "messages", "tools": "tools", "own": "own"}
@@ -159,8 +151,13 @@ class _Compiler:
                 self.lines.append(f"if {asked} != {self.constant(answer)}: return None")
 
     def finish(self) -> Program:
-        body = "\n    ".join(self.lines)
-        source = f"def program(messages, tools, own):\n    {body}\n"
+        body = "\n        ".join(self.lines)
+        source = (
+            "def program(messages, tools, own=None):\n"
+            f"    try:\n        {body}\n"
+            "    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):\n"
+            "        return None  # a question makes no sense for this conversation\n"
+        )
         exec(compile(source, "<replay>", "exec"), self.names)  # see the top of the file
         program: Program = self.names["program"]
         return program
