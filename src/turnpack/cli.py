@@ -197,12 +197,42 @@ def _encoding(
 @click.option(
     "--strategy",
     metavar="NAME",
-    default="best_fit",
+    default="stream",
     show_default=True,
-    help="Packing: best_fit, first_fit or in_order.",
+    help="Packing: stream (as rows come), best_fit or first_fit (all tokens in memory), in_order "
+    "or none (each row by itself).",
+)
+@click.option(
+    "--window",
+    type=int,
+    metavar="N",
+    default=4096,
+    show_default=True,
+    help="Rows of a stream that wait for the best bin.",
 )
 @click.option(
     "--seed", type=int, metavar="N", default=0, show_default=True, help="Order of the bins."
+)
+@click.option(
+    "--validation",
+    type=float,
+    metavar="SHARE",
+    default=0.0,
+    show_default=True,
+    help="Share of the conversations that goes into validation-*.parquet.",
+)
+@click.option(
+    "--shard-tokens",
+    type=int,
+    metavar="N",
+    default=1 << 26,
+    show_default=True,
+    help="Tokens that a file may have.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with a run that was stopped or killed; begin where there is none.",
 )
 @click.option("--strict", is_flag=True, help="Stop at the first bad row.")
 @click.option(
@@ -212,9 +242,7 @@ def _encoding(
     "--workers",
     type=int,
     metavar="N",
-    default=1,
-    show_default=True,
-    help="Processes that encode; the output does not depend on it.",
+    help="Processes that encode, by default as the machine has; the output does not depend on it.",
 )
 def prepare(files: tuple[str, ...], output: str, **options: Any) -> int:
     """Turn chat files into packed training bins.

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -138,11 +138,13 @@ class Encoder:
         RowError; with a list `rejects`, it is appended there as a Reject and the others go on.
         """
         parts = []
-        numbered = iter(conversations)
-        first = 0
-        while batch := list(islice(numbered, BATCH)):
+        told, first, rest = self.fallback, 0, iter(conversations)
+        while batch := list(islice(rest, BATCH)):
             parts.append(self.finish(self.begin(batch, first), rejects))
             first += len(batch)
+            if self.fallback != told:
+                told = self.fallback
+                warnings.warn(cast(str, told), FallbackWarning, stacklevel=2)
         if len(parts) == 1:
             return parts[0]
         return Tokens.join(parts) if parts else self.tokens([], [])
@@ -170,7 +172,10 @@ class Encoder:
         return begun
 
     def finish(self, begun: Begun, rejects: list[Reject] | None = None) -> Tokens:
-        """Tokenize, mask and truncate what `begin` made, in the order in which it made it."""
+        """Tokenize, mask and truncate what `begin` made, in the order in which it made it.
+
+        Of a fast tokenizer that is given up only `fallback` tells, there is no warning.
+        """
         numbers, conversations, refused = begun.numbers, begun.conversations, begun.refused
         tokens = self._encode(begun.turns, numbers, begun.roles)
         self._look_for_fallback(begun.turns, conversations, numbers)
@@ -189,7 +194,7 @@ class Encoder:
     def _look_for_fallback(
         self, turns: _Turns, conversations: Sequence[Conversation], numbers: Sequence[int]
     ) -> None:
-        """Tell, once, that the backend gave up its fast tokenizer, and at which row."""
+        """Note, once, that the backend gave up its fast tokenizer, and at which row."""
         found = getattr(self.backend, "fallback", None)
         if found is None or self.fallback is not None:
             return
@@ -199,7 +204,6 @@ class Encoder:
             row = rows[turns.has_text][turns.texts.index(found.text)]
             place = str(conversations[row].source or f"conversation {numbers[row]}")
         self.fallback = f"{place}: {found.reason}; encoded again, and all that follows"
-        warnings.warn(self.fallback, FallbackWarning, stacklevel=4)
 
     def conversation(self, item: Any) -> Conversation:
         """What `item` is as a Conversation, with the system message where it has none."""

@@ -87,7 +87,10 @@ class ParquetSink:
 
     def write(self, packed: Packed, sources: pa.Array) -> None:
         """Write these bins as the next row group."""
-        batch = parquet_batch(packed, sources, self.weighted)
+        self.write_batch(parquet_batch(packed, sources, self.weighted))
+
+    def write_batch(self, batch: pa.RecordBatch) -> None:
+        """Write bins that `parquet_batch` made as the next row group."""
         self._writer.write_batch(batch, row_group_size=max(1, batch.num_rows))
 
     def close(self) -> None:
