@@ -1,7 +1,7 @@
 """Bins as arrays that are mapped into memory: one copy a machine, however many processes read it.
 
 Owns where those arrays lie, and that Parquet is decoded into them once, by one process. What is in
-the files is sinks.py's.
+the files is sinks/'s.
 """
 
 from __future__ import annotations
@@ -19,13 +19,10 @@ import orjson
 import pyarrow.parquet as pq
 
 from .output import NUMPY, write_json
-from .sinks import NUMPY_ARRAYS, NumpySink
+from .sinks import NUMPY_ARRAYS, NumpySink, stored
 
 # Which files an array folder was made of; it is written last.
 INDEX = "index.json"
-# Bins that are decoded at a time.
-BATCH = 64
-COLUMNS = ("input_ids", "labels", "loss_mask", "seq_lengths", "loss_weights")
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -71,22 +68,15 @@ def load(files: Sequence[Path], folder: Path) -> Arrays:
 def decode(files: Sequence[Path], folder: Path) -> None:
     """Decode Parquet files into a folder of arrays, which appears whole or not at all."""
     sources = _sources(files)
-    names = [name for name in COLUMNS if name in pq.read_schema(files[0]).names]
-    if "input_ids" not in names:
-        raise ValueError(f"{files[0]} has no column input_ids")
+    weighted = "loss_weights" in pq.read_schema(files[0]).names
     fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with NumpySink(fresh, "loss_weights" in names) as sink:
-            for path in files:
-                with pq.ParquetFile(path) as file:
-                    for batch in file.iter_batches(BATCH, columns=names):
-                        try:
-                            sink.write(batch)
-                        except ValueError as error:
-                            raise ValueError(f"{path}: {error}") from None
+        with NumpySink(fresh, weighted) as sink:
+            for bins in stored(files):
+                sink.write(bins)
         write_json(fresh / INDEX, sources)
         if folder.exists():
             folder.rename(old)
