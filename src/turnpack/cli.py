@@ -373,6 +373,31 @@ def check(files: tuple[str, ...], against: str | None, **options: Any) -> int:
 
 
 @turnpack.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+def verify(directory: Path) -> int:
+    """Tell whether DIR still is what `prepare` wrote.
+
+    Compares every file with the checksum in manifest.json, and what the bins hold with the numbers
+    in report.json. Prints a line for each difference; the exit code is 1 when there is one.
+    """
+    from . import verify as checks
+    from .preview import one_line
+
+    totals, problems = checks.Totals(), 0
+    try:
+        for problem in checks.verify(directory, totals):
+            click.echo(one_line(problem))
+            problems += 1
+    except checks.NoOutput as error:
+        raise Failure(str(error)) from None
+    if not problems:
+        click.echo(
+            f"as written: {totals.files:,} files, {totals.bins:,} bins, {totals.tokens:,} tokens"
+        )
+    return int(problems > 0)
+
+
+@turnpack.command()
 @click.argument("name", required=False)
 def templates(name: str | None) -> None:
     """List the chat templates, or show how one writes a conversation."""
