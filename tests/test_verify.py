@@ -446,6 +446,15 @@ def an_empty_document(rows):
     rows[2]["seq_lengths"].append(0)
 
 
+def an_empty_bin(rows):
+    rows[2].update(input_ids=[], labels=[], loss_weights=[], seq_lengths=[0])
+
+
+def nothing_but_an_empty_bin(rows):
+    del rows[1:]
+    rows[0].update(input_ids=[], labels=[], loss_weights=[], seq_lengths=[0])
+
+
 def a_trained_opening(rows):
     rows[2]["labels"][0] = rows[2]["input_ids"][0]
 
@@ -469,6 +478,8 @@ def a_null(rows):
         (lengths_that_do_not_add_up, r"has \d+ tokens, but its documents \d+"),
         (labels_that_are_fewer, "has other lengths in labels than in input_ids"),
         (an_empty_document, "has an empty document"),
+        (an_empty_bin, "has an empty document"),
+        (nothing_but_an_empty_bin, "has an empty document"),
         (a_trained_opening, "has a document that opens trained"),
         (a_weight_of_no_target, "has the weight 0.25 at no target"),
         (a_weight_that_is_none, "has the weight nan at a target"),
@@ -479,7 +490,7 @@ def test_bins_that_are_none(out, capsys, change, message):
     first = shards(out)[0]
     rewritten(out, first, change)
     (line,) = lines(capsys, out)
-    assert re.fullmatch(f"{re.escape(str(out / first))}: bin 2 {message}", line)
+    assert re.fullmatch(rf"{re.escape(str(out / first))}: bin [02] {message}", line)
 
 
 def test_a_trained_token_less(out, capsys):

@@ -1,8 +1,8 @@
 """The command line: arguments in, one call, what a person should see out.
 
-Owns options, messages and exit codes: 0 done, 1 the data gave nothing or not what `--strict` asks
-for, 2 what was asked for cannot be done, 130 interrupted. Computes nothing; what is slow to import
-is imported by the command that needs it.
+Owns options, messages and exit codes: 0 done, 1 the data gave nothing or is not what it should be
+(`--strict`, `check`, `verify`), 2 what was asked for cannot be done, 130 interrupted. Computes
+nothing; what is slow to import is imported by the command that needs it.
 """
 
 from __future__ import annotations

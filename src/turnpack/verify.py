@@ -46,12 +46,13 @@ class Totals:
     def add(self, bins: Bins) -> None:
         """Count bins; raises ValueError at the first that is none of turnpack's."""
         mask = bins.loss_mask()
-        starts = np.cumsum(bins.seq_lengths) - bins.seq_lengths
-        empty, led = bins.seq_lengths < 1, mask[np.minimum(starts, len(mask) - 1)] > 0
-        for wrong, what in ((empty, "an empty document"), (led, "a document that opens trained")):
-            if wrong.any():
-                where = bins.place.holding(int(wrong.argmax()), bins.documents)
-                raise ValueError(f"{where} has {what}")
+        if bins.seq_lengths.min(initial=1) < 1:
+            where = bins.place.holding(int(bins.seq_lengths.argmin()), bins.documents)
+            raise ValueError(f"{where} has an empty document")
+        opening = mask[np.cumsum(bins.seq_lengths) - bins.seq_lengths]
+        if opening.any():
+            where = bins.place.holding(int(opening.argmax()), bins.documents)
+            raise ValueError(f"{where} has a document that opens trained")
         if bins.loss_weights is not None:
             weights = bins.loss_weights
             odd = ~np.isfinite(weights) | (weights < 0) | ((weights != 0) & (mask == 0))
