@@ -169,7 +169,7 @@ def test_pickles_are_small_and_map_the_same_files(tmp_path):
             {"input_ids": [[1], [1, 2]], "labels": [[1], [1, 2]], "seq_lengths": [[1], [1]]},
             "bin 1 has 2 tokens, but its documents 1",
         ),
-        ({"input_ids": [[1], None], "labels": [[1], [1]]}, "column input_ids has nulls"),
+        ({"input_ids": [[1], None], "labels": [[1], [1]]}, "bin 1 is null in input_ids"),
         ({"input_ids": [1], "labels": [1]}, "column input_ids is int64, not lists"),
     ],
 )

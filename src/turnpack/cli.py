@@ -1,8 +1,8 @@
 """The command line: arguments in, one call, what a person should see out.
 
-Owns options, messages and exit codes: 0 done, 1 the data gave nothing or not what `--strict` asks
-for, 2 what was asked for cannot be done, 130 interrupted. Computes nothing; what is slow to import
-is imported by the command that needs it.
+Owns options, messages and exit codes: 0 done, 1 the data gave nothing or is not what it should be
+(`--strict`, `check`, `verify`), 2 what was asked for cannot be done, 130 interrupted. Computes
+nothing; what is slow to import is imported by the command that needs it.
 """
 
 from __future__ import annotations
@@ -398,6 +398,31 @@ def check(files: tuple[str, ...], against: str | None, **options: Any) -> int:
         found = checks.check(rows, encoder, against=other)
     click.echo(checks.page(found))
     return int(found.wrong)
+
+
+@turnpack.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+def verify(directory: Path) -> int:
+    """Tell whether DIR still is what `prepare` wrote.
+
+    Compares every file with the checksum in manifest.json, and what the bins hold with the numbers
+    in report.json. Prints a line for each difference; the exit code is 1 when there is one.
+    """
+    from . import verify as checks
+    from .preview import one_line
+
+    totals, problems = checks.Totals(), 0
+    try:
+        for problem in checks.verify(directory, totals):
+            click.echo(one_line(problem))
+            problems += 1
+    except checks.NoOutput as error:
+        raise Failure(str(error)) from None
+    if not problems:
+        click.echo(
+            f"as written: {totals.files:,} files, {totals.bins:,} bins, {totals.tokens:,} tokens"
+        )
+    return int(problems > 0)
 
 
 @turnpack.command()

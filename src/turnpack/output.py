@@ -32,7 +32,7 @@ MOVING = "moving.json"
 # manifest is there only while everything it lists is.
 RUN = "run.json"
 ENTRIES = (
-    *(MANIFEST, NUMPY, "data", "tokenizer"),
+    *(MANIFEST, NUMPY, "megatron", "bridge", "data", "tokenizer"),
     *("rejects.jsonl", "report.json", "report.html", RUN),
 )
 # What may lie in NUMPY that no manifest lists: a loader's own cache of the data.
