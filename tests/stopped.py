@@ -15,8 +15,8 @@ from pathlib import Path
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from turnpack import job, rows, shards  # noqa: E402
-from turnpack.prepare import prepare  # noqa: E402
+from turnpack import job, rows, shards
+from turnpack.prepare import prepare
 
 # Whatever changes a disk passes through one of these.
 PLACES = [

@@ -100,6 +100,9 @@ def test_prepare_ends_with_a_short_table(capsys, arguments, tmp_path):
     assert str(tmp_path / "out/report.html") in last
 
 
+SINKS = ["--sink", "numpy", "--sink", "megatron"]
+
+
 def test_every_option_arrives(capsys, arguments, tmp_path):
     options = {
         "capacity": "300",
@@ -117,11 +120,11 @@ def test_every_option_arrives(capsys, arguments, tmp_path):
         "eos_token": "<|im_end|>",
         "tokenizer_backend": "hf",
     }
-    assert main([*instead(arguments, **options), "--workers", "1", "--resume"]) == 0
+    assert main([*instead(arguments, **options), "--workers", "1", "--resume", *SINKS]) == 0
     report = json.loads((tmp_path / "out/report.json").read_text())
     numbers = {"capacity": 300, "seed": 7, "max_length": 200, "window": 50, "shard_tokens": 1000}
     numbers["validation"] = 0.5
-    flags = {"strict": False, "numpy": False}
+    flags = {"strict": False, "sinks": ["megatron", "numpy"]}
     assert report["options"] == {**options, **numbers, **flags}
 
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import at_hand
-import turnpack.prepare as prepare_module
 from turnpack import job, kernels, output, pipeline, records, shards, tokenizers
+from turnpack import prepare as whole_job
 from turnpack.binning import shuffled
 from turnpack.encode import Encoder
 from turnpack.nouns import Plan, Reject, RowError
@@ -413,17 +413,18 @@ def test_what_turnpack_did_not_write_is_not_replaced(run, tmp_path, name):
         "shards.ParquetSink.write",
         "shards.ParquetSink.close",
         "kernels.pack",
-        "prepare_module.write_json",
-        "prepare_module.write_manifest",
-        "prepare_module.page",
+        "whole_job.write_json",
+        "whole_job.write_manifest",
+        "whole_job.page",
     ],
 )
 def test_a_failure_leaves_the_earlier_output(run, tmp_path, monkeypatch, where, error):
     run(to="out")
     before = tree(tmp_path / "out")
     owner, _, attribute = where.rpartition(".")
-    place = globals()[owner.split(".")[0]]
-    for part in owner.split(".")[1:]:
+    first, *rest = owner.split(".")
+    place = {"shards": shards, "kernels": kernels, "whole_job": whole_job}[first]
+    for part in rest:
         place = getattr(place, part)
 
     def failing(*arguments, **options):

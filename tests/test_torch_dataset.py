@@ -116,7 +116,7 @@ def test_what_prepare_writes(tmp_path):
     files = [os.path.join(os.path.dirname(__file__), "../examples/sample", name) for name in SAMPLE]
     options = {"tokenizer": mistral_v1(), "template": "llama2", "max_length": 512}
     prepare(files, output=tmp_path / "plain", **options)
-    prepare(files, output=tmp_path / "ready", numpy=True, **options)
+    prepare(files, output=tmp_path / "ready", sinks=["numpy"], **options)
     data = sorted((tmp_path / "plain" / "data").iterdir())
     rows = [row for path in data for row in pq.read_table(path).to_pylist()]
     made = PackedDataset(tmp_path / "plain")

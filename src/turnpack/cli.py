@@ -236,7 +236,12 @@ def _encoding(
 )
 @click.option("--strict", is_flag=True, help="Stop at the first bad row.")
 @click.option(
-    "--numpy", is_flag=True, help="Write arrays for turnpack.torch.PackedDataset as well."
+    "--sink",
+    "sinks",
+    multiple=True,
+    type=click.Choice(["numpy", "megatron", "bridge"]),
+    help="Also write arrays for turnpack.torch.PackedDataset (numpy), Megatron's .bin and .idx or "
+    "Megatron-Bridge's packed Parquet; may be given several times.",
 )
 @click.option(
     "--workers",

@@ -7,7 +7,6 @@ Owns the options and what is reported. The run itself is job.py's: there text be
 from __future__ import annotations
 
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 import orjson
 
-from . import mapped, pipeline, records, tokenizers
+from . import pipeline, records, tokenizers
 from ._version import __version__
 from .binning import binning
 from .encode import Encoder
@@ -27,6 +26,7 @@ from .output import RUN, is_output, replacing, write_json, write_manifest
 from .pipeline import Work
 from .report import Report, page
 from .shards import complete_weights
+from .sinks import exports
 from .templates import TemplateProtocol
 
 __all__ = ["STAGES", "OptionError", "Progress", "prepare"]
@@ -69,7 +69,7 @@ def prepare(
     eos_token: str | None = None,
     tokenizer_backend: str = "auto",
     shard_tokens: int = SHARD_TOKENS,
-    numpy: bool = False,
+    sinks: Sequence[str] = (),
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Report:
@@ -85,9 +85,10 @@ def prepare(
     has; the output does not depend on it. More than one are spawned, so a script that calls this
     needs `if __name__ == "__main__":`. `bos_token`, `eos_token`: how the tokenizer spells them,
     where it does not say. `tokenizer_backend`: "auto", "hf" or "gigatoken", see `tokenizers.load`;
-    the report says which it was. `shard_tokens`: tokens that a file may have. `numpy`: write the
-    mapped arrays too that `turnpack.torch.PackedDataset` reads, so that it has nothing to decode.
-    The other options are Encoder's.
+    the report says which it was. `shard_tokens`: tokens that a file may have. `sinks`: what to
+    write besides Parquet, of `sinks.exports.SINKS` ("numpy": the arrays that
+    `turnpack.torch.PackedDataset` maps, so that it has nothing to decode). The other options are
+    Encoder's.
 
     An earlier output in the directory is replaced as a whole when the run has succeeded, and not
     touched when it fails. A run that was stopped or killed goes on with `resume` behind the last
@@ -114,6 +115,9 @@ def prepare(
         if not os.fspath(output):
             raise ValueError("output is empty, not a directory")
         records.check_format(format)
+        options["sinks"] = sinks = sorted({*sinks})
+        for name in sinks:
+            exports.check(name)
         if boundary == "whole":
             if tokenizer_backend == "gigatoken":
                 raise ValueError("gigatoken gives no extents, which boundary 'whole' needs")
@@ -177,7 +181,7 @@ def prepare(
             )
             job.run(raw, workers or _workers(sizes))
             _count(report, job, sizes, encoder.backend)
-            _finish(report, job, folder, encoder.backend, numpy)
+            _finish(report, job, folder, encoder.backend, sinks)
             report.seconds["total"] = perf_counter() - begun
             write_json(folder / RUN, {**report.about_the_run(), "identity": identity})
     except _AlreadyThere:
@@ -254,18 +258,20 @@ def _count(report: Report, job: Job, sizes: Mapping[str, int], backend: Any) -> 
             report.tokenizer["exact_because"] = because
 
 
-def _finish(report: Report, job: Job, folder: Path, backend: Any, numpy: bool) -> None:
-    """Write what stands beside the bins."""
+def _finish(report: Report, job: Job, folder: Path, backend: Any, sinks: Sequence[str]) -> None:
+    """Write what is made of the bins when all are there."""
     begun = perf_counter()
     for written in job.written.values():
         complete_weights(folder, written)
         report.files += written.files
-    if numpy and report.files:
-        for split, written in job.written.items():
-            if written.files:
-                mapped.decode(*mapped.find(folder, split))
+    splits = {
+        split: [folder / file["path"] for file in written.files]
+        for split, written in job.written.items()
+    }
+    facts = exports.Facts(report.capacity, getattr(backend, "vocabulary", None))
+    for name in sinks:
+        exports.export(name, splits, folder, facts)
     if hasattr(backend, "save"):
-        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
         backend.save(folder / "tokenizer")
     write_json(folder / "report.json", report.to_dict())
     (folder / "report.html").write_text(page(report, job.tally.examples), encoding="utf-8")

@@ -6,7 +6,6 @@ directory whatever its manifest says, and needs the memory of some bins.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import stat
@@ -20,8 +19,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from .mapped import INDEX
-from .output import CACHED, ENTRIES, MANIFEST, NUMPY
+from .output import CACHED, ENTRIES, MANIFEST, NUMPY, RUN, sha256
 from .sinks import Bins, stored
 from .sinks.exports import SINKS
 
@@ -90,7 +88,7 @@ def verify(directory: str | os.PathLike[str], totals: Totals) -> Iterator[str]:
     whole = set()
     for name, entry in entries.items():
         problem = _absent(root, name)
-        if problem is None and not _is_cache_of(root, name, entries):
+        if problem is None:
             problem = _changed(root, entry, by_size)
         if problem is None:
             whole.add(name)
@@ -153,9 +151,9 @@ def _about(entry: Any) -> str | None:
         needed = key == "bytes" or _is_data(path)
         if (needed or key in entry) and not _is_count(entry.get(key)):
             return f"says of {path} that {key} is {short(entry.get(key))}"
-    sha256 = entry.get("sha256")
-    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
-        return f"says of {path} that sha256 is {short(sha256)}"
+    checksum = entry.get("sha256")
+    if not isinstance(checksum, str) or not re.fullmatch("[0-9a-f]{64}", checksum):
+        return f"says of {path} that sha256 is {short(checksum)}"
     return None
 
 
@@ -192,10 +190,10 @@ def _changed(
     try:
         size = path.stat().st_size
         alike = by_size.get(size, [])
-        sha256 = _sha256(path) if alike else None
+        found = sha256(path) if alike else None
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    belongs = [other["path"] for other in alike if other["sha256"] == sha256]
+    belongs = [other["path"] for other in alike if other["sha256"] == found]
     if entry["path"] in belongs:
         return None
     if belongs:
@@ -203,22 +201,6 @@ def _changed(
     if size != entry["bytes"]:
         return f"has {size} bytes, not {entry['bytes']}"
     return "has been changed: its checksum is another"
-
-
-def _is_cache_of(root: Path, name: str, entries: dict[str, dict[str, Any]]) -> bool:
-    """Whether this says that the mapped arrays were made of the Parquet files that are listed.
-
-    It tells their times, too, so a loader writes it anew where they were copied.
-    """
-    folder, split, index = (*PurePosixPath(name).parts, "", "", "")[:3]
-    if (folder, index, name.count("/")) != (NUMPY, INDEX, 2):
-        return False
-    try:
-        made_of = [(f["file"], f["bytes"]) for f in orjson.loads((root / name).read_bytes())]
-    except (OSError, ValueError, TypeError, KeyError):
-        return False
-    data = sorted(path for path in entries if path.startswith(f"data/{split}-"))
-    return made_of == [(path.removeprefix("data/"), entries[path]["bytes"]) for path in data]
 
 
 def _unlisted(root: Path, entries: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -229,7 +211,7 @@ def _unlisted(root: Path, entries: dict[str, dict[str, Any]]) -> Iterator[str]:
 
     denied: list[OSError] = []
     for top in dict.fromkeys([*ENTRIES, *SINKS]):
-        if top == MANIFEST or not os.path.lexists(root / top):
+        if top in (MANIFEST, RUN) or not os.path.lexists(root / top):
             continue
         found: Iterator[str] = iter([top])
         if (root / top).is_dir() and not (root / top).is_symlink():
@@ -301,11 +283,3 @@ def _report(
     capacity = report.get("capacity")
     if type(capacity) is not int or totals.longest > capacity:
         yield f"a bin has {totals.longest} tokens, but {REPORT} says {short(capacity)} at the most"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

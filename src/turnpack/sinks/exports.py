@@ -69,13 +69,18 @@ SINKS: dict[str, Callable[[Splits, Path, Facts], None]] = {
 }
 
 
+def check(name: str) -> None:
+    """Raise ValueError where there is no such sink."""
+    if name not in SINKS:
+        raise ValueError(f"there is no sink {name!r}, but {', '.join(SINKS)}")
+
+
 def export(name: str, splits: Splits, folder: Path, facts: Facts) -> None:
     """Write the sink of this name into `folder`, in the memory of some bins.
 
     Raises ValueError where there is no such sink, or where its format cannot hold the bins.
     """
-    if name not in SINKS:
-        raise ValueError(f"there is no sink {name!r}, but {', '.join(SINKS)}")
+    check(name)
     SINKS[name]({split: files for split, files in splits.items() if files}, folder, facts)
 
 
