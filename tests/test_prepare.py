@@ -14,9 +14,8 @@ import pytest
 import at_hand
 from turnpack import job, kernels, output, pipeline, records, shards, tokenizers
 from turnpack import prepare as whole_job
-from turnpack.binning import shuffled
 from turnpack.encode import Encoder
-from turnpack.nouns import Plan, Reject, RowError
+from turnpack.nouns import Reject, RowError
 from turnpack.prepare import OptionError, prepare
 from turnpack.templates import ChatTemplate, get_template
 
@@ -235,27 +234,6 @@ def test_seeds_order_the_bins(run, tmp_path):
     assert data_bytes(tmp_path / "a") == data_bytes(tmp_path / "b")
     assert a == b != c
     assert sorted(map(str, a)) == sorted(map(str, c))
-
-
-def test_shuffled_is_the_same_plan_in_another_order():
-    plan = kernels.plan([3, 1, 2, 2, 3, 1, 1], 4)
-    other = shuffled(plan, 5)
-    sets = [
-        sorted(
-            tuple(p.rows[start:end])
-            for start, end in zip(p.offsets[:-1], p.offsets[1:], strict=True)
-        )
-        for p in (plan, other)
-    ]
-    assert sets[0] == sets[1]
-    assert sorted(other.fill) == sorted(plan.fill)
-    assert other.capacity == 4
-
-
-def test_the_shuffle_is_the_same_for_ever():
-    plan = kernels.plan([1] * 8, 1)
-    assert shuffled(plan, 0).rows.tolist() == [3, 2, 1, 6, 0, 7, 4, 5]
-    assert isinstance(shuffled(kernels.plan([], 1), 0), Plan)
 
 
 def test_shards_and_row_groups_are_bounded(run, tmp_path, monkeypatch):

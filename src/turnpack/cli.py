@@ -257,6 +257,7 @@ def prepare(files: tuple[str, ...], output: str, **options: Any) -> int:
     DIR.
     """
     from .nouns import RowError
+    from .output import HIDDEN, JOURNAL
     from .prepare import OptionError
     from .prepare import prepare as run
     from .report import table
@@ -264,6 +265,10 @@ def prepare(files: tuple[str, ...], output: str, **options: Any) -> int:
     try:
         with _cleaning_up(), _bar() as tell:
             report = run(files, output=output, progress=tell, **options)
+    except KeyboardInterrupt:
+        left = (Path(output) / HIDDEN / JOURNAL).exists()
+        how = "; the same command with --resume goes on" if left else ""
+        raise Failure(f"interrupted{how}", 130) from None
     except OptionError as error:
         raise Failure(str(error)) from None
     except RowError as error:

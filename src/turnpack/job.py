@@ -41,6 +41,10 @@ STAGES = ("read", "render", "tokenize", "plan", "pack", "write")
 REJECTS = "rejects.jsonl"
 
 
+class StaleError(ValueError):
+    """What an unfinished run has left is no longer what it wrote."""
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a run is: what `prepare` tells its `progress` callback, a few times a second.
@@ -62,7 +66,7 @@ class Progress:
 
 def block_tokens(shard_tokens: int) -> int:
     """Tokens of a block, in which a stream's bins are shuffled, and which is written at once."""
-    return max(1, shard_tokens // 8)
+    return max(1, shard_tokens // 32)
 
 
 @dataclass(slots=True)
@@ -311,8 +315,12 @@ class Job:
         self.tally = Tally(**entry["tally"])
         self.written = {name: Written(**written) for name, written in entry["written"].items()}
         self._states, self._flushed = entry["held"], entry["flushed"]
-        kept = [Path(f["path"]).name for w in self.written.values() for f in w.files]
-        keep_only(self._folder / "data", kept)
+        files = [file for written in self.written.values() for file in written.files]
+        keep_only(self._folder / "data", [Path(file["path"]).name for file in files])
+        for file in files:
+            path = self._folder / file["path"]
+            if not path.exists() or path.stat().st_size != file["bytes"]:
+                raise StaleError(f"{path} is not as it was written; begin without --resume")
         for name, split in self._splits.items():
             split.load(self._journal.state, self._states[name])
         backend = self._work.encoder.backend

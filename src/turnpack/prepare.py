@@ -20,7 +20,7 @@ from ._version import __version__
 from .binning import binning
 from .encode import Encoder
 from .fast_tokenizer import Accelerated
-from .job import STAGES, Job, Progress, Settings, block_tokens
+from .job import STAGES, Job, Progress, Settings, StaleError, block_tokens
 from .journal import Journal, input_identity
 from .output import RUN, is_output, replacing, write_json, write_manifest
 from .pipeline import Work
@@ -186,6 +186,8 @@ def prepare(
             write_json(folder / RUN, {**report.about_the_run(), "identity": identity})
     except _AlreadyThere:
         pass
+    except StaleError as error:
+        raise OptionError(str(error)) from None
     return report
 
 
@@ -268,7 +270,8 @@ def _finish(report: Report, job: Job, folder: Path, backend: Any, sinks: Sequenc
         split: [folder / file["path"] for file in written.files]
         for split, written in job.written.items()
     }
-    facts = exports.Facts(report.capacity, getattr(backend, "vocabulary", None))
+    if sinks:
+        facts = exports.Facts(report.capacity, getattr(backend, "vocabulary", None))
     for name in sinks:
         exports.export(name, splits, folder, facts)
     if hasattr(backend, "save"):
