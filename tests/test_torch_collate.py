@@ -189,11 +189,6 @@ def test_what_the_batch_says_of_the_cache():
     assert Collator(use_cache=True)(items)["use_cache"] is True
 
 
-def test_a_device():
-    batch = Collator(device="meta")([{"input_ids": [1], "labels": [1]}])
-    assert {v.device.type for v in batch.values() if isinstance(v, torch.Tensor)} == {"meta"}
-
-
 def test_it_can_be_pickled():
     items = [{"input_ids": [1, 2], "labels": [1, 2]}]
     again = pickle.loads(pickle.dumps(Collator("rows", mask="flex", pad_to_multiple_of=128)))

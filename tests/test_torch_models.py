@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn.attention import flex_attention as flex
 
+import emulation
 from turnpack.torch import Collator, isolation, weighted_loss
 
 transformers = pytest.importorskip("transformers")
@@ -281,6 +282,13 @@ def test_trainer_counts_our_targets_and_an_epoch_has_one_loss(tmp_path, accumula
         assert sum(step[0][0] for step in steps) == targets
         epochs.append(sum(loss * count for count, loss in told) / targets)
     assert abs(epochs[0] - epochs[1]) < 1e-5
+
+
+def test_trainer_moves_what_the_collator_makes_for_a_gpu(tmp_path):
+    bins = [joined(documents(seed, 3)) for seed in range(5)]
+    wanted = trainer(bins, tmp_path, 2, 2, Collator())
+    with emulation.active():
+        assert trainer(bins, tmp_path, 2, 2, Collator(device="cuda")) == wanted
 
 
 def starts(count):
