@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
 
-from turnpack.torch import Collator, weighted_loss
+from turnpack.torch import Collator, _cells, weighted_loss
 from turnpack.torch.masks import SameDocument, block_mask, dense_mask
 
 IGNORE = -100
@@ -246,6 +246,32 @@ GOOD = {"input_ids": [1, 2], "labels": [1, 2]}
 def test_errors_name_the_item(item, kind, message):
     with pytest.raises(kind, match=re.escape(message)):
         Collator()([GOOD, item])
+
+
+def test_the_widest_row_beyond_capacity_after_alignment_and_rows_of_several_documents():
+    items = [GOOD, {"input_ids": [1, 2, 3], "labels": [1, 2, 3], "seq_lengths": [1, 2]}]
+    with pytest.raises(ValueError, match="item 1 has 8 tokens, more than capacity 6"):
+        Collator("rows", capacity=6, align=4)(items)
+    assert Collator("rows", capacity=8, align=4)(items)["segment_ids"].tolist() == [
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 2, 2, 2, 2],
+    ]
+
+
+@pytest.mark.parametrize("options", [{"align": 1 << 31}, {"pad_to_multiple_of": 1 << 40}])
+def test_multiples_beyond_int32(options):
+    with pytest.raises(ValueError, match="cells are too many for int32 boundaries"):
+        Collator(**options)([GOOD])
+
+
+def test_loops_do_not_write_beyond_what_they_are_given():
+    cells = np.full(4, -1, np.int64)
+    for boundaries in ([0, 5], [-1, 3], [0, 3, 2], []):
+        with pytest.raises(ValueError, match="boundaries"):
+            _cells.count(np.array(boundaries, np.int32), cells)
+        with pytest.raises(ValueError, match="boundaries"):
+            _cells.number(np.array(boundaries, np.int32), np.arange(3, dtype=np.int32), cells)
+    assert (cells == -1).all()
 
 
 def test_no_items():

@@ -3,5 +3,17 @@ import numpy.typing as npt
 
 from turnpack._checks import Int64s
 
-def read(rows: list[list[int]], cells: Int64s) -> None: ...
-def number(segments: Int64s, positions: Int64s, numbers: npt.NDArray[np.int32]) -> None: ...
+_Int32s = npt.NDArray[np.int32]
+
+def lay(
+    lengths: Int64s,
+    documents: Int64s,
+    flat: bool,
+    align: int,
+    multiple: int,
+    capacity: int,
+    most: int,
+) -> tuple[_Int32s, _Int32s, Int64s | None, int, int]: ...
+def read(rows: list[object], sizes: list[int], name: str, cells: Int64s) -> bool: ...
+def count(boundaries: _Int32s, positions: Int64s) -> None: ...
+def number(boundaries: _Int32s, numbers: _Int32s, cells: _Int32s | Int64s) -> None: ...

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from . import _cells
-from .compact import IGNORE, CompactBatch, compact
+from .compact import IGNORE, CompactBatch, compact, finished
 from .device import Device, require_module
 from .masks import MASKS
 
@@ -118,26 +118,30 @@ class Collator:
     def __call__(self, items: Sequence[Item]) -> Any:
         """Make the batch of these dicts: a dict, with `device` "cuda" a `CompactBatch`."""
         sizes, lengths, documents = _lengths(items)
-        segments, padding, shape = self._segments(lengths, documents)
+        flat = self.layout == "flat"
+        boundaries, numbers, starts, width, longest = _cells.lay(
+            lengths,
+            documents,
+            flat,
+            self.align,
+            self.pad_to_multiple_of,
+            self.capacity or 0,
+            self.max_segments or 0,
+        )
         if self.device.type == "cuda":
-            longest = int(segments.max())
-            kept = segments if padding is None else segments[~padding]
-            return self._compact(items, sizes, lengths, documents, kept, shape[1], longest)
-        ends = np.cumsum(segments)
-        starts = ends - segments
-        size = shape[0] * shape[1]
-        place = _Places(sizes, lengths, starts if padding is None else starts[~padding], size)
+            return self._compact(items, sizes, lengths, documents, width, longest)
+        shape = 1 if flat else len(items), width
+        size = shape[0] * width
+        place = _Places(sizes, lengths, starts, size)
         # One block: the C library keeps it for the next batch, where it would give back several and
         # have the system clear their pages every time, which costs more than all the rest.
-        block = np.empty(3 * size + (size + 1) // 2, np.int64)
-        input_ids, labels, position_ids = block[: 3 * size].reshape(3, size)
-        numbers = block[3 * size :].view(np.int32)[:size]
-
+        input_ids, labels, position_ids, segment_ids = np.empty((4, size), np.int64)
         place.ids(items, "input_ids", self.pad_id, input_ids)
         place.labels(items, labels)
-        labels[starts] = IGNORE
-        weights = self._weights(items, place, labels, starts, segments)
-        _cells.number(segments, position_ids, numbers)
+        ends = boundaries[: len(numbers) + 1]
+        labels[ends[:-1]] = IGNORE
+        weights = self._weights(items, place, labels, ends)
+        _cells.count(ends, position_ids)
 
         cells: dict[str, npt.NDArray[Any]] = {
             "input_ids": input_ids,
@@ -150,26 +154,16 @@ class Collator:
             cells["labels"] = _shifted(labels, IGNORE)
             if weights is not None:
                 cells["loss_weights"] = _shifted(weights, 0)
+        name = "seq_idx" if flat else "segment_ids"
+        cells[name] = segment_ids.view(np.int32)[:size] if flat else segment_ids
+        _cells.number(ends, numbers, cells[name])
         batch: dict[str, Any] = {
             name: torch.from_numpy(cell.reshape(shape)) for name, cell in cells.items()
         }
-        seen = torch.from_numpy(numbers.reshape(shape))
-        if self.layout == "flat":
-            batch["seq_idx"] = seen
-            boundaries = torch.from_numpy(self._boundaries(ends))
-            batch["cu_seq_lens_q"] = batch["cu_seq_lens_k"] = boundaries
-            batch["max_length_q"] = batch["max_length_k"] = int(segments.max())
-        else:
-            segment_ids = seen - seen[:, :1] + 1
-            if padding is not None:
-                for row in np.flatnonzero(padding):
-                    segment_ids.view(-1)[starts[row] : ends[row]] = 0
-            batch["segment_ids"] = segment_ids.long()
-        if self.mask is not None:
-            batch["attention_mask"] = MASKS[self.mask](seen)
-        if self.use_cache is not None:
-            batch["use_cache"] = self.use_cache
-        return batch
+        if flat:
+            batch["cu_seq_lens_q"] = batch["cu_seq_lens_k"] = torch.from_numpy(boundaries)
+            batch["max_length_q"] = batch["max_length_k"] = longest
+        return finished(batch, self.mask, self.use_cache)
 
     def _compact(
         self,
@@ -177,65 +171,25 @@ class Collator:
         sizes: list[int],
         lengths: _Int64s,
         documents: _Int64s,
-        aligned: _Int64s,
         width: int,
-        max_length: int,
+        longest: int,
     ) -> CompactBatch:
-        ends = np.cumsum(aligned)
-        starts = ends - aligned
-        place = _Places(sizes, lengths, starts, int(ends[-1]))
+        aligned = -(-lengths // self.align) * self.align
+        ends = np.concatenate([[0], np.cumsum(aligned)])
+        place = _Places(sizes, lengths, ends[:-1], int(ends[-1]))
         input_ids, labels = np.empty((2, place.cells), np.int64)
         place.ids(items, "input_ids", self.pad_id, input_ids)
         place.labels(items, labels)
-        labels[starts] = IGNORE
-        weights = self._weights(items, place, labels, starts, aligned)
-        return compact(self, input_ids, labels, weights, aligned, documents, width, max_length)
-
-    def _segments(
-        self, lengths: _Int64s, documents: _Int64s
-    ) -> tuple[_Int64s, npt.NDArray[np.bool_] | None, tuple[int, int]]:
-        """Lengths of all segments in the order of the cells, which are padding, and [B, L].
-
-        `lengths` of the documents, and how many `documents` each dict has. None: no padding.
-        """
-        aligned = lengths if self.align == 1 else -(-lengths // self.align) * self.align
-        if self.layout == "flat":
-            last = np.array([len(lengths)])
-            filled = np.array([aligned.sum()])
-        else:
-            last = np.cumsum(documents)
-            filled = np.add.reduceat(aligned, last - documents)
-        width = int(filled.max())
-        if self.capacity is not None:
-            if width > self.capacity:
-                raise ValueError(
-                    f"item {int(filled.argmax())} has {width} tokens, "
-                    f"more than capacity {self.capacity}"
-                )
-            width = self.capacity
-        width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        if width * len(filled) >= 1 << 31:
-            raise ValueError(f"{width * len(filled)} cells are too many for int32 boundaries")
-        rest = width - filled
-        segments, padding = aligned, None
-        if rest.any():
-            segments = np.insert(aligned, last, rest)
-            padding = np.insert(np.zeros(len(aligned), bool), last, True)
-            kept = segments > 0
-            segments, padding = segments[kept], padding[kept]
-        if self.max_segments is not None and len(segments) > self.max_segments:
-            raise ValueError(
-                f"{len(segments)} segments, more than max_segments {self.max_segments}"
-            )
-        return segments, padding, (len(filled), width)
+        labels[ends[:-1]] = IGNORE
+        weights = self._weights(items, place, labels, ends)
+        return compact(self, input_ids, labels, weights, aligned, documents, width, longest)
 
     def _weights(
         self,
         items: Sequence[Item],
         place: _Places,
         labels: _Int64s,
-        starts: _Int64s,
-        segments: _Int64s,
+        ends: npt.NDArray[np.signedinteger[Any]],
     ) -> npt.NDArray[np.float32] | None:
         given = any("loss_weights" in item for item in items)
         if not given and self.normalize is None:
@@ -245,39 +199,29 @@ class Collator:
         if given:
             weights *= place.weights(items)
         if self.normalize == "sequence":
-            counts = np.add.reduceat(targets, starts, dtype=np.int64)
-            weights /= np.repeat(np.maximum(counts, 1), segments)
+            counts = np.add.reduceat(targets, ends[:-1], dtype=np.int64)
+            weights /= np.repeat(np.maximum(counts, 1), np.diff(ends))
         return weights
-
-    def _boundaries(self, ends: _Int64s) -> npt.NDArray[np.int32]:
-        count = len(ends) if self.max_segments is None else self.max_segments
-        boundaries = np.full(count + 1, ends[-1], np.int32)
-        boundaries[0] = 0
-        boundaries[1 : len(ends) + 1] = ends
-        return boundaries
 
 
 class _Places:
     """Where the tokens of all items, back to back, go among the cells; it fills the others."""
 
-    def __init__(self, sizes: Sequence[int], lengths: _Int64s, starts: _Int64s, cells: int) -> None:
+    def __init__(
+        self, sizes: list[int], lengths: _Int64s, starts: _Int64s | None, cells: int
+    ) -> None:
         self.sizes = sizes
         self.cells = cells
         self.tokens = sum(sizes)
         self.index: _Int64s | None = None
-        shifts = starts - (np.cumsum(lengths) - lengths)
-        if shifts[-1]:  # they never fall
+        if starts is not None:  # each document's; None: they lie back to back
+            shifts = starts - (np.cumsum(lengths) - lengths)
             self.index = np.arange(self.tokens) + np.repeat(shifts, lengths)
 
     def ids(self, items: Sequence[Item], name: str, fill: int, cells: _Int64s) -> None:
         """Write the cells of one key, which may be lists, arrays or tensors of integers."""
         rows = [item[name] for item in items]
-        for at, (found, size) in enumerate(zip(map(len, rows), self.sizes, strict=True)):
-            if found != size:
-                raise ValueError(f"item {at} has {size} input_ids, but {found} {name}")
-        if {*map(type, rows)} == {list}:
-            _cells.read(rows, cells[: self.tokens])
-        else:
+        if not _cells.read(rows, self.sizes, name, cells):
             arrays = [np.asarray(row) for row in rows]
             for at, array in enumerate(arrays):
                 if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -322,7 +266,8 @@ class _Places:
     def _move(self, cells: npt.NDArray[Any], fill: int) -> None:
         """Put what the first cells hold where it belongs, and fill the others."""
         if self.index is None:
-            cells[self.tokens :] = fill
+            if self.tokens < self.cells:
+                cells[self.tokens :] = fill
             return
         tokens = cells[: self.tokens].copy()
         cells.fill(fill)
@@ -334,7 +279,10 @@ def _lengths(items: Sequence[Item]) -> tuple[list[int], _Int64s, _Int64s]:
     if not items:
         raise ValueError("a batch of no items")
     sizes = [len(item["input_ids"]) for item in items]
-    if not any("seq_lengths" in item or "position_ids" in item for item in items):
+    for item in items:
+        if "seq_lengths" in item or "position_ids" in item:
+            break
+    else:
         if 0 in sizes:
             raise ValueError(f"item {sizes.index(0)} is empty")
         return sizes, np.array(sizes), np.ones(len(sizes), np.int64)

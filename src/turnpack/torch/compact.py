@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -66,26 +66,40 @@ class CompactBatch:
         }
         if weights is not None:
             batch["loss_weights"] = weights
-        # Padding, whose number is 0, is the last segment of a row.
-        padding = packed.segment_ids == 0
-        if collator.layout == "flat":
-            numbers = packed.segment_ids - 1
-            seen = numbers.masked_fill_(padding, len(self.staged.rows)).to(torch.int32)
+        segment_ids = packed.segment_ids
+        if collator.layout == "rows":
+            batch["segment_ids"] = segment_ids
+        else:
             boundaries = packed.cu_seqlens.to(torch.int32)
             if collator.max_segments is not None:
                 unused = collator.max_segments + 1 - len(boundaries)
                 boundaries = pad(boundaries, (0, unused), value=packed.input_ids.numel())
-            batch["seq_idx"] = seen
+            padding = segment_ids == 0
+            numbers = (segment_ids - 1).masked_fill_(padding, len(self.staged.rows))
+            batch["seq_idx"] = numbers.to(torch.int32)
             batch["cu_seq_lens_q"] = batch["cu_seq_lens_k"] = boundaries
             batch["max_length_q"] = batch["max_length_k"] = self.max_length
-        else:
-            seen = packed.segment_ids.masked_fill(padding, len(self.staged.rows) + 1)
-            batch["segment_ids"] = packed.segment_ids
-        if collator.mask is not None:
-            batch["attention_mask"] = MASKS[collator.mask](seen)
-        if collator.use_cache is not None:
-            batch["use_cache"] = collator.use_cache
-        return batch
+        return finished(batch, collator.mask, collator.use_cache)
+
+
+def finished(
+    batch: dict[str, Any], mask: Literal["dense", "flex"] | None, use_cache: bool | None
+) -> dict[str, Any]:
+    """The batch with what is made of its other tensors, wherever they are."""
+    if mask is not None:
+        batch["attention_mask"] = MASKS[mask](_documents(batch))
+    if use_cache is not None:
+        batch["use_cache"] = use_cache
+    return batch
+
+
+def _documents(batch: dict[str, Any]) -> torch.Tensor:
+    """A number for each segment that never falls along a row; in rows padding is 0, but last."""
+    found: torch.Tensor | None = batch.get("seq_idx")
+    if found is not None:
+        return found
+    segment_ids: torch.Tensor = batch["segment_ids"]
+    return segment_ids.masked_fill(segment_ids == 0, 1 << 31)
 
 
 def compact(
