@@ -1,11 +1,12 @@
 # Owns the loops of the collator: where documents go among the cells, Python lists of ids into
-# cells, and what counts along segments. All but `lay` write into memory that the collator made.
+# cells, and what counts along segments; and that of the sampler, random orders. The collator's
+# write into memory that it made, but for `lay`.
 
 import numpy as np
 
 from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from turnpack._checks import is_int
 
@@ -205,3 +206,26 @@ cdef _check(const int32_t[::1] boundaries, Py_ssize_t cells):
     for segment in range(boundaries.shape[0] - 1):
         if boundaries[segment] > boundaries[segment + 1]:
             raise ValueError(f"boundaries fall at segment {segment}")
+
+
+def orders(const uint64_t[:, ::1] draws not None):
+    """Random orders of 0, 1.. along the last axis, int64 of the same shape: one draw for each place.
+
+    Fisher and Yates' way: place i takes what a place of those up to it has, which takes i.
+    """
+    if draws.shape[1] >> 32:
+        raise ValueError(f"orders of {draws.shape[1]} are too long")
+    made = np.empty((draws.shape[0], draws.shape[1]), np.int64)
+    cdef int64_t[:, ::1] order = made
+    cdef Py_ssize_t row, i, other
+    cdef uint64_t draw, high, low
+    for row in range(draws.shape[0]):
+        for i in range(draws.shape[1]):
+            # The upper half of draw * (i + 1), which is 0, 1.. i.
+            draw = draws[row, i]
+            high = (draw >> 32) * <uint64_t>(i + 1)
+            low = <uint64_t><uint32_t>draw * <uint64_t>(i + 1)
+            other = <Py_ssize_t>((high + (low >> 32)) >> 32)
+            order[row, i] = order[row, other]
+            order[row, other] = i
+    return made
