@@ -230,10 +230,27 @@ class HuggingFace(Accelerated):
                     "name, which is a character of the vocabulary too",
                     stacklevel=4,
                 )
+        self._make_twins(spec)
+
+    def _make_twins(self, spec: dict[str, Any]) -> None:
+        make = _import("tokenizers").Tokenizer.from_str
         twin = _without_added_tokens(spec)
-        self._fresh = tokenizers.Tokenizer.from_str(json.dumps(twin))
+        self._fresh = make(json.dumps(twin))
         bare, self.fresh_after = _without_text_prefix(twin)
-        self._continuing = tokenizers.Tokenizer.from_str(json.dumps(bare)) if bare else self._fresh
+        self._continuing = make(json.dumps(bare)) if bare else self._fresh
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The twins hold a secret that is new in every process: with them, no pickle of the same
+        # tokenizer would be the same, as `datasets` wants it.
+        state = {**self.__dict__, "_fast": self._fast is not None}
+        del state["_fresh"], state["_continuing"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _fast=None)
+        self._make_twins(json.loads(self._own.to_str()))
+        if state["_fast"]:
+            self._fast = self.gigatoken()
 
     def _prefix(self, adds_bos: bool | None) -> tuple[int, ...]:
         """What the tokenizer itself puts in front of a text."""
