@@ -228,6 +228,21 @@ GOOD = {"input_ids": [1, 2], "labels": [1, 2]}
             "item 1 has position_ids that do not count from 0 to its end",
         ),
         (
+            {**GOOD, "position_ids": [0, 7]},
+            ValueError,
+            "item 1 has position_ids that do not count from 0 to its end",
+        ),
+        (
+            {"input_ids": [1] * 3, "labels": [1] * 3, "position_ids": [1, 0, 0]},
+            ValueError,
+            "item 1 has position_ids that do not count from 0 to its end",
+        ),
+        (
+            {**GOOD, "position_ids": [0, 1, 0]},
+            ValueError,
+            "item 1 has position_ids that do not count from 0 to its end",
+        ),
+        (
             {"input_ids": [1], "loss_mask": [1, 1]},
             ValueError,
             "item 1 has 1 input_ids, but 2 loss_mask",

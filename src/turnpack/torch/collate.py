@@ -287,30 +287,32 @@ def _lengths(items: Sequence[Item]) -> tuple[list[int], _Int64s, _Int64s]:
             raise ValueError(f"item {sizes.index(0)} is empty")
         return sizes, np.array(sizes), np.ones(len(sizes), np.int64)
     parts = [
-        _documents(number, item, size)
+        documents_of(f"item {number}", item, size)
         for number, (item, size) in enumerate(zip(items, sizes, strict=True))
     ]
-    for number, (part, size) in enumerate(zip(parts, sizes, strict=True)):
-        if not len(part) or part.min() < 1:
-            raise ValueError(f"item {number} has no document or an empty one: {part.tolist()}")
-        if part.sum() != size:
-            raise ValueError(
-                f"item {number} has {size} input_ids, but seq_lengths of {part.sum()} in all"
-            )
     return sizes, np.concatenate(parts), np.array([len(part) for part in parts])
 
 
-def _documents(number: int, item: Item, size: int) -> _Int64s:
-    """The lengths of an item's documents, as far as it says that it has several."""
+def documents_of(name: str, item: Item, size: int) -> _Int64s:
+    """The lengths of the documents in an item of `size` tokens, as far as it says that of several.
+
+    Raises ValueError that calls it by `name`.
+    """
+    lengths = np.array([size])
     if "seq_lengths" in item:
-        return np.asarray(item["seq_lengths"], np.int64)
-    if "position_ids" not in item:
-        return np.array([size])
-    positions = np.asarray(item["position_ids"])
-    starts = np.flatnonzero(positions == 0)
-    if positions.shape != (size,) or (size and (not len(starts) or starts[0])):
-        raise ValueError(f"item {number} has position_ids that do not count from 0 to its end")
-    return np.diff(starts, append=size)
+        lengths = np.asarray(item["seq_lengths"], np.int64)
+    elif "position_ids" in item:
+        positions = np.asarray(item["position_ids"])
+        starts = np.flatnonzero(positions == 0)
+        lengths = np.diff(starts, append=size)
+        whole = not size or (len(starts) and not starts[0])
+        if not whole or not np.array_equal(positions, np.arange(size) - np.repeat(starts, lengths)):
+            raise ValueError(f"{name} has position_ids that do not count from 0 to its end")
+    if not len(lengths) or lengths.min() < 1:
+        raise ValueError(f"{name} has no document or an empty one: {lengths.tolist()}")
+    if lengths.sum() != size:
+        raise ValueError(f"{name} has {size} input_ids, but seq_lengths of {lengths.sum()} in all")
+    return lengths
 
 
 def _shifted(cells: npt.NDArray[Any], fill: int) -> npt.NDArray[Any]:
