@@ -381,3 +381,12 @@ def test_the_loss_is_the_weighted_mean_over_targets():
     torch.testing.assert_close(made, wanted / 3)
     made = weighted_loss(logits, batch["labels"], batch["loss_weights"], denominator=10)
     torch.testing.assert_close(made, wanted / 10)
+
+
+def test_a_batch_without_targets_has_no_loss_and_no_gradient():
+    logits = torch.randn(1, 2, 7, requires_grad=True)
+    batch = Collator(normalize="sequence")([{"input_ids": [1, 2], "labels": [-100, -100]}])
+    loss = weighted_loss(logits, batch["labels"], batch["loss_weights"])
+    loss.backward()
+    assert loss == 0
+    assert (logits.grad == 0).all()
