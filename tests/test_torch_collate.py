@@ -218,6 +218,13 @@ GOOD = {"input_ids": [1, 2], "labels": [1, 2]}
             "item 1 has 2 input_ids, but seq_lengths of 3 in all",
         ),
         (
+            {**GOOD, "seq_lengths": [0.5, 1.9]},
+            TypeError,
+            "item 1: seq_lengths is no row of integers",
+        ),
+        ({**GOOD, "seq_lengths": [[2]]}, TypeError, "item 1: seq_lengths is no row of integers"),
+        ({**GOOD, "seq_lengths": None}, TypeError, "item 1: seq_lengths is no row of integers"),
+        (
             {**GOOD, "seq_lengths": [2, 0]},
             ValueError,
             "item 1 has no document or an empty one: [2, 0]",
@@ -308,6 +315,12 @@ def test_no_items():
 def test_options_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Collator(**options)
+
+
+@pytest.mark.parametrize("name", ["pad_id", "align", "pad_to_multiple_of", "max_segments"])
+def test_options_that_are_no_numbers(name):
+    with pytest.raises(TypeError, match=f"{name} is float, not an int"):
+        Collator(**{name: 2.5})
 
 
 def test_a_row_beyond_capacity():

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .. import _checks
 from . import _cells
 from .compact import IGNORE, CompactBatch, compact, finished
 from .device import Device, require_module
@@ -93,14 +94,14 @@ class Collator:
             ("align", align),
             ("max_segments", max_segments),
         ):
-            if value is not None and value < 1:
+            if value is not None and _checks.number(name, value) < 1:
                 raise ValueError(f"{name} is {value}, less than 1")
         if layout == "flat" and capacity is not None:
             raise ValueError("capacity is the length of a row, layout flat has none")
         if layout == "rows" and max_segments is not None:
             raise ValueError("max_segments is for cu_seq_lens, layout rows has none")
         self.layout = layout
-        self.pad_id = pad_id
+        self.pad_id = _checks.number("pad_id", pad_id)
         self.pad_to_multiple_of = pad_to_multiple_of
         self.capacity = capacity
         self.align = align
@@ -296,11 +297,14 @@ def _lengths(items: Sequence[Item]) -> tuple[list[int], _Int64s, _Int64s]:
 def documents_of(name: str, item: Item, size: int) -> _Int64s:
     """The lengths of the documents in an item of `size` tokens, as far as it says that of several.
 
-    Raises ValueError that calls it by `name`.
+    Raises TypeError or ValueError that calls it by `name`.
     """
     lengths = np.array([size])
     if "seq_lengths" in item:
-        lengths = np.asarray(item["seq_lengths"], np.int64)
+        given = np.asarray(item["seq_lengths"])
+        if given.ndim != 1 or (len(given) and given.dtype.kind not in "iu"):
+            raise TypeError(f"{name}: seq_lengths is no row of integers")
+        lengths = given.astype(np.int64)
     elif "position_ids" in item:
         positions = np.asarray(item["position_ids"])
         starts = np.flatnonzero(positions == 0)
