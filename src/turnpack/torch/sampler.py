@@ -49,7 +49,7 @@ class PackingBatchSampler(Sampler[list[int]]):
 
     >>> sampler = PackingBatchSampler([4, 6, 5, 5, 3], capacity=10, num_replicas=2, rank=0)
     >>> len(sampler), [sum([4, 6, 5, 5, 3][row] for row in batch) for batch in sampler]
-    (2, [4, 10])
+    (2, [10, 4])
     """
 
     # accelerate takes a `batch_size` for a number of items, which here differs from batch to batch.
