@@ -11,9 +11,10 @@ import collections
 import dataclasses
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -66,7 +67,8 @@ class Encoder:
     extents, as TRL does. `system`: the system message of conversations that have none.
 
     `warnings` counts conversations by what the template could not do for them, and by what was
-    truncated; `seconds_tokenizing` is time spent in the tokenizer. `fallback` says where a fast
+    truncated; `seconds_tokenizing` is time spent in the tokenizer, `thread_seconds_tokenizing` what of it
+    the calling thread computed. `fallback` says where a fast
     tokenizer was given up (see `tokenizers.load`), of which a FallbackWarning tells. An Encoder can
     be pickled.
     Raises ValueError for arguments that make no sense, and where the template needs a token that
@@ -108,7 +110,7 @@ class Encoder:
         self.boundary = boundary
         self.system = system
         self.warnings: collections.Counter[str] = collections.Counter()
-        self.seconds_tokenizing = 0.0
+        self.seconds_tokenizing = self.thread_seconds_tokenizing = 0.0
         self.fallback: str | None = None
         self._prefix = () if self.template.writes_bos else getattr(self.backend, "prefix_ids", ())
         self._fresh_after = _fresh_after(self.template.runs, self.backend)
@@ -382,20 +384,26 @@ class Encoder:
         """
         if not turns.texts:
             return np.zeros(0, np.int32), np.zeros(1, np.int64), None
-        begun = perf_counter()
         continues = [*chain.from_iterable(row.continues for row in turns.layouts)]
         if self.boundary == "cut" or not isinstance(self.backend, tokenizers.ExtentBackend):
-            ids, offsets = self.backend.encode_batch(turns.texts, continues)
-            self.seconds_tokenizing += perf_counter() - begun
+            with self._clock():
+                ids, offsets = self.backend.encode_batch(turns.texts, continues)
             return ids, offsets, None
-        ids, offsets, extents = self.backend.encode_batch_extents(turns.texts, continues)
-        self.seconds_tokenizing += perf_counter() - begun
+        with self._clock():
+            ids, offsets, extents = self.backend.encode_batch_extents(turns.texts, continues)
         weights = np.zeros(len(ids), np.float32)
         for weight in sorted({w for pieces in turns.pieces for _, target, w in pieces if target}):
             spans, span_offsets = _spans(turns.pieces, weight)
             mask = kernels.mask_spans(extents, offsets, spans, span_offsets)
             weights[mask == 1] = weight
         return ids, offsets, weights
+
+    @contextmanager
+    def _clock(self) -> Iterator[None]:
+        begun, computed = perf_counter(), thread_time()
+        yield
+        self.seconds_tokenizing += perf_counter() - begun
+        self.thread_seconds_tokenizing += thread_time() - computed
 
     # -- rows that are too long ----------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -169,7 +169,7 @@ class Job:
 
     def _chunks(self, raw: Iterator[RawRow]) -> Iterator[list[RawRow]]:
         while True:
-            begun = perf_counter()
+            begun = thread_time()
             rows, size = [], 0
             for row in islice(raw, CHUNK):
                 rows.append(row)
@@ -177,7 +177,7 @@ class Job:
                     size += len(row.content)
                     if size > CHUNK_BYTES:
                         break
-            add(self.tally.seconds, {"read": perf_counter() - begun})
+            add(self.tally.seconds, {"read": thread_time() - begun})
             if not rows:
                 return
             yield rows
@@ -191,7 +191,7 @@ class Job:
         writing = perf_counter()
         for reject in chunk.rejects:
             self._reject(reject)
-        planning = perf_counter()
+        written, planning = perf_counter() - writing, thread_time()
         add(tally.read, {str(number): rows for number, rows in chunk.read.items()})
         add(tally.warnings, chunk.warnings)
         add(tally.seconds, chunk.seconds)
@@ -208,8 +208,7 @@ class Job:
             for block in self._splits[name].add(rows):
                 self._shards[name].write(block)
                 filled = True
-        done = perf_counter()
-        add(tally.seconds, {"write": planning - writing, "plan": done - planning})
+        add(tally.seconds, {"write": written, "plan": thread_time() - planning})
         if filled and self._since >= self._settings.due:
             self._checkpoint()
         self._tell("encode", min(tally.bytes, self._before[-1]), self._before[-1], tally.tokens)
@@ -261,9 +260,9 @@ class Job:
             self._checkpoint()
         total, done = self.tally.tokens, 0
         for name, split in self._splits.items():
-            begun = perf_counter()
+            begun = thread_time()
             for number, block in enumerate(split.flush(), 1):
-                add(self.tally.seconds, {"plan": perf_counter() - begun})
+                add(self.tally.seconds, {"plan": thread_time() - begun})
                 fill = int(block.plan.fill.sum())
                 done += fill
                 if number > self._flushed.get(name, 0):
@@ -273,7 +272,7 @@ class Job:
                     if safe and self._since >= self._settings.due:
                         self._record()
                     self._tell("write", done, total, done)
-                begun = perf_counter()
+                begun = thread_time()
 
     # -- the journal ---------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
-from time import perf_counter
+from time import thread_time
 from typing import cast
 
 import numpy as np
@@ -83,7 +83,7 @@ class Work:
 
     def begin(self, raw: Sequence[RawRow]) -> _Parsed:
         """Parse and render: Python objects, by one thread at a time."""
-        begun = perf_counter()
+        begun = thread_time()
         conversations: list[Conversation] = []
         rejects: list[Reject] = []
         for row in raw:
@@ -92,24 +92,24 @@ class Work:
                 rejects.append(parsed)
             else:
                 conversations.append(parsed)
-        parsed_at = perf_counter()
+        parsed_at = thread_time()
         rendered = self.encoder.begin(conversations)
         return _Parsed(
             rendered,
             raw,
             cast("list[Source]", [conversation.source for conversation in conversations]),
             rejects,
-            {"read": parsed_at - begun, "render": perf_counter() - parsed_at},
+            {"read": parsed_at - begun, "render": thread_time() - parsed_at},
         )
 
     def finish(self, parsed: _Parsed) -> Encoded:
         """Tokenize, mask and truncate: arrays, without Python's lock for the most part."""
-        begun = perf_counter()
+        begun = thread_time()
         encoder = self.encoder
         backend, told = encoder.backend, encoder.fallback
         compared, exact = getattr(backend, "compared", 0), getattr(backend, "exact", True)
         encoder.warnings.clear()
-        tokenized = encoder.seconds_tokenizing
+        tokenized, computed = encoder.seconds_tokenizing, encoder.thread_seconds_tokenizing
         tokens = encoder.finish(parsed.begun, parsed.rejects)
         rejects, raw = parsed.rejects, parsed.raw
         if rejects:
@@ -117,9 +117,9 @@ class Work:
             rejects.sort(key=lambda reject: places[cast(Source, reject.source)])
         files = np.array([self.files[source.file] for source in parsed.sources], np.int32)
         rows = Rows.of(tokens, _names(parsed.sources), files)
-        tokenizing = encoder.seconds_tokenizing - tokenized
-        parsed.seconds["tokenize"] = tokenizing
-        parsed.seconds["render"] += perf_counter() - begun - tokenizing
+        parsed.seconds["tokenize"] = encoder.seconds_tokenizing - tokenized
+        computed = encoder.thread_seconds_tokenizing - computed
+        parsed.seconds["render"] += thread_time() - begun - computed
         return Encoded(
             rows,
             rejects,

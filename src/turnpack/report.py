@@ -23,8 +23,9 @@ class Report:
     packed ones became: under truncate "split" one may become several. `trained` counts labels as
     written.
 
-    What may differ from run to run over the same input is in run.json: `seconds` spent, over all
-    threads and workers together, by stage (`total` is by the clock), and `compared`, the texts on
+    What may differ from run to run over the same input is in run.json: `seconds` by stage, over
+    all workers together (by the clock for tokenize, write and total; those of read, render, plan
+    and pack are what their thread computed, as other stages run meanwhile), and `compared`, the texts on
     which a fast tokenizer was.
     """
 
