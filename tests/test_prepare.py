@@ -416,7 +416,7 @@ def test_what_turnpack_did_not_write_is_not_replaced(run, tmp_path, name):
         "kernels.plan",
         "write_json",
         "write_manifest",
-        "page",
+        "write_page",
     ],
 )
 def test_a_failure_leaves_the_earlier_output(run, tmp_path, monkeypatch, where, error):

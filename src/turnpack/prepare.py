@@ -34,7 +34,7 @@ from .fast_tokenizer import Accelerated
 from .nouns import Conversation, Plan, Reject, RowError, Source, Tokens
 from .output import json_line, replacing, write_json, write_manifest
 from .records import RawRow
-from .report import Report, page
+from .report import Report, write_page
 from .sinks import ParquetSink
 from .templates import TemplateProtocol
 
@@ -171,7 +171,7 @@ def prepare(
         report.seconds["write"] += perf_counter() - saving
         report.seconds["total"] = perf_counter() - begun
         write_json(folder / "report.json", report.to_dict())
-        (folder / "report.html").write_text(page(report, run.examples), encoding="utf-8")
+        write_page(folder, encoder.backend)
         write_manifest(folder, {file["path"]: _counts(file) for file in report.files})
     return report
 

@@ -136,10 +136,10 @@ class NumpySink:
         Without `seq_lengths` each bin is one document. Raises ValueError where a bin's lengths do
         not agree or something is null.
         """
-        offsets, ids = _column(batch, "input_ids")
+        offsets, ids = list_column(batch, "input_ids")
         lengths = np.diff(offsets)
         if "seq_lengths" in batch.schema.names:
-            documents, seq_lengths = _column(batch, "seq_lengths")
+            documents, seq_lengths = list_column(batch, "seq_lengths")
         else:
             documents, seq_lengths = np.arange(len(offsets)), lengths
         if len(lengths):
@@ -165,7 +165,7 @@ class NumpySink:
 
     @staticmethod
     def _like(batch: pa.RecordBatch | pa.Table, name: str, offsets: np.ndarray) -> np.ndarray:
-        found, values = _column(batch, name)
+        found, values = list_column(batch, name)
         if not np.array_equal(found, offsets):
             at = int((np.diff(found) != np.diff(offsets)).argmax())
             raise ValueError(f"bin {at} has other lengths in {name} than in input_ids")
@@ -219,8 +219,8 @@ class _Npy:
         npy.write_array_header_1_0(self._file, header)  # type: ignore[no-untyped-call]
 
 
-def _column(batch: pa.RecordBatch | pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets from 0 and values of a column of lists."""
+def list_column(batch: pa.RecordBatch | pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets int64 `[rows + 1]` from 0 and values of a column of lists without nulls."""
     column = batch.column(name)
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
