@@ -100,7 +100,7 @@ def test_a_bar_is_its_tokens():
     colours = {styled.plain[span.start]: set() for span in styled.spans}
     for span in styled.spans:
         colours[styled.plain[span.start]].add(span.style)
-    assert colours == {"░": {"blue"}, "█": {"blue", "cyan"}, "·": {"dim"}}
+    assert colours == {"░": {"bright_blue"}, "█": {"bright_blue", "cyan"}, "·": {"dim"}}
     assert len(preview.bar(rows, 100_000, styled=False).plain) == 72
 
 

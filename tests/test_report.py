@@ -137,6 +137,18 @@ def test_report_writes_the_page_that_prepare_wrote(folder, capsys):
     assert other.read_bytes() == before
 
 
+def test_nothing_of_a_conversation_reaches_the_terminal(folder, tmp_path, capfd):
+    for command in (["report"], ["preview", "--bins", "99"], ["preview", "--find", "script"]):
+        assert main([*command, str(folder)]) == 0
+    chats = next(shown.chats(tmp_path).parent.glob("*.jsonl"))
+    asked = ["--tokenizer", str(shown.tokenizer()), "--template", "chatml"]
+    assert main(["preview", str(chats), *asked, "--bins", "99"]) == 0
+    said = "".join(capfd.readouterr())
+    assert "onerror" in said
+    assert "⟨U+001B⟩" in said
+    assert not {"\x1b", "\x07", "\x9b", "\u202e", "\u2066"} & {*said}
+
+
 def test_the_manifest_lists_the_page_as_it_is(folder):
     page, listed = folder / "report.html", folder / "manifest.json"
     before = page.read_bytes(), listed.read_bytes()
@@ -193,7 +205,7 @@ class Told:
 
 
 def said(survey=None, **changes):
-    report = {"bins": 9, "tokens": {"total": 99, "trained": 9}, **changes}
+    report = {"files": [{"bins": 4, "tokens": 9}, {"bins": 5, "tokens": 90}], **changes}
     found = Survey(10, total=Count(30, 99, 9), bins=9, endings={"</s>": 30})
     for key, value in (survey or {}).items():
         setattr(found, key, value)
@@ -240,7 +252,8 @@ def test_truncation_is_said_with_its_cost():
         "conversations": {"packed": 1000, "read": 1000, "rejected": 0},
     }
     told = "3 of 1,000 conversations are longer than 2,048 tokens and were cut at the end"
-    assert said({"unstopped": 3}, **changes) == [("note", f"{told}.")]
+    unknown = f"{told}; how many tokens that cost was not counted."
+    assert said({"unstopped": 3}, **changes) == [("note", unknown)]
     changes["truncated"] = {"tokens": 5000, "targets": 40}
     cost = f"{told}, at the cost of 5,000 tokens and 40 targets."
     assert said({"unstopped": 3}, **changes) == [("note", cost)]

@@ -1,6 +1,7 @@
 """The survey: what it counts is what a plain loop counts, and what it picks is there."""
 
 import re
+import tracemalloc
 from collections import Counter, defaultdict
 from itertools import groupby
 
@@ -182,6 +183,36 @@ def test_rows_with_tools_are_known_by_token_or_by_text(tmp_path, backend):
     tools = [item.row for item in found.picked if "tools" in item.kinds]
     assert len(tools) == 6
     assert all(5 in row.input_ids for row in tools)
+
+
+def test_memory_does_not_grow_with_the_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(bins, "TOKENS", 4000)
+    monkeypatch.setattr(survey, "ROWS", 256)
+    random = np.random.default_rng(9)
+    peaks = []
+    for count in (1500, 12_000):
+        folder = tmp_path / str(count)
+        made = drawn_bins(random, 500)
+        write_bins(folder / "data/train-0.parquet", made * (count // 500), group=100)
+        tracemalloc.start()
+        survey.survey(bins.files(folder), Reader(Numbers()), 200)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_splits_are_counted_apart(tmp_path):
+    made = drawn_bins(np.random.default_rng(10), 20)
+    write_bins(tmp_path / "data/train-0.parquet", made[:15])
+    write_bins(tmp_path / "data/validation-0.parquet", made[15:])
+    found = survey.survey(bins.files(tmp_path), Reader(Numbers()), 200)
+    assert found.bins_of == {"train": 15, "validation": 5}
+    apart = [[len(ids) for b in part for ids, _, _ in b] for part in (made[:15], made[15:])]
+    assert [counts.tolist() for counts in found.lengths.values()] == [
+        np.bincount(lengths).tolist() for lengths in apart
+    ]
+    best = next(need for need in strategies(found, "other") if need.name == "best_fit")
+    assert best.bins == sum(kernels.plan(lengths, 200).num_bins for lengths in apart)
 
 
 def test_a_set_without_bins_is_surveyed():

@@ -258,7 +258,7 @@ def show_row(console: Console, row: Row | Reject, reader: Reader) -> None:
 
 
 # Colours of documents in a bar, one after the other.
-_COLOURS = ("blue", "cyan", "yellow", "magenta", "red", "green")
+_COLOURS = ("bright_blue", "cyan", "yellow", "magenta", "red", "green")
 _COLUMNS = 72
 
 

@@ -224,15 +224,14 @@ _MEANINGS = {
 
 def remarks(report: Mapping[str, Any], found: Survey, reader: Reader) -> Iterator[tuple[str, str]]:
     """What a person should know before training, in words: ("warning" or "note", text)."""
-    tokens, options = report.get("tokens") or {}, report.get("options") or {}
-    total = found.total
+    options, total = report.get("options") or {}, found.total
     if not total.rows:
         yield "warning", "Nothing was packed: there is nothing to train on."
-    if (report.get("bins"), tokens.get("total"), tokens.get("trained")) != (
+    files = report.get("files") or ()
+    if [sum(file[key] for file in files) for key in ("bins", "tokens")] != [
         found.bins,
         total.tokens,
-        total.targets,
-    ):
+    ]:
         yield "warning", "The bins are not those that report.json counts."
     if found.masked:
         yield "warning", f"{_rows(found.masked)} no target at all: they teach nothing."
@@ -314,6 +313,8 @@ def _truncation(
         cost = f", at the cost of {lost['tokens']:,} tokens"
         if "targets" in lost:
             cost += f" and {lost['targets']:,} targets"
+    else:
+        cost = "; how many tokens that cost was not counted"
     limit = options.get("max_length")
     length = f" than {limit:,} tokens" if isinstance(limit, int) else ""
     yield (

@@ -49,9 +49,6 @@ def page(title: str, picked: Sequence[Picked], reader: Reader, overview: Overvie
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    sections = [] if overview is None else list(_sections(overview))
-    before = [html for place, html in sections if place == "before"]
-    after = [html for place, html in sections if place == "after"]
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
@@ -62,9 +59,9 @@ def page(title: str, picked: Sequence[Picked], reader: Reader, overview: Overvie
             f"<style>{style}</style></head><body>",
             _header(title, overview),
             "<main>",
-            *before,
+            *([] if overview is None else _before(overview)),
             _browser(picked, reader, overview),
-            *after,
+            *([] if overview is None else _behind(overview)),
             "</main>",
             f"<script>{script}</script></body></html>\n",
         ]
@@ -97,26 +94,25 @@ def shortened(text: str, most: int = EXCERPT) -> str:
 
 
 def _header(title: str, overview: Overview | None) -> str:
-    links = [("conversations", "Conversations")]
-    made = ""
-    if overview is not None:
-        links = [
-            ("overview", "Overview"),
-            *links,
-            *([("lengths", "Lengths and sources")] if overview.survey.bins else []),
-            ("rejects", "Rejects"),
-            ("made", "Made with"),
-        ]
-        report = overview.report
-        made = (
-            f"<p>Tokenizer {_name(_of(report, 'tokenizer', 'name'))}, "
-            f"template {_name(_of(report, 'template', 'name'))}</p>"
-        )
+    heading = f'<p class="mark">turnpack</p><h1>{_text(title)}</h1>'
+    if overview is None:
+        return f"<header><div>{heading}</div></header>"
+    links = {
+        "overview": "Overview",
+        "conversations": "Conversations",
+        **({"lengths": "Lengths and sources"} if overview.survey.bins else {}),
+        "rejects": "Rejects",
+        "made": "Made with",
+    }
+    report = overview.report
+    made = (
+        f"Tokenizer {_name(_of(report, 'tokenizer', 'name'))}, "
+        f"template {_name(_of(report, 'template', 'name'))}"
+    )
+    listed = "".join(f'<a href="#{place}">{name}</a>' for place, name in links.items())
     return (
-        f'<header><div><p class="mark">turnpack</p><h1>{_text(title)}</h1>{made}</div>'
-        '<nav aria-label="Parts of the page">'
-        + "".join(f'<a href="#{place}">{name}</a>' for place, name in links)
-        + "</nav></header>"
+        f"<header><div>{heading}<p>{made}</p></div>"
+        f'<nav aria-label="Parts of the page">{listed}</nav></header>'
     )
 
 
@@ -127,18 +123,23 @@ def _of(report: Mapping[str, Any], *keys: str) -> Any:
     return found
 
 
-def _sections(overview: Overview) -> Iterable[tuple[str, str]]:
+def _before(overview: Overview) -> Iterable[str]:
+    """What stands before the conversations."""
+    yield _tiles(overview.report, overview.survey)
+    yield _remarks(overview.remarks)
+    if overview.survey.bins:
+        yield _packing(overview.survey)
+
+
+def _behind(overview: Overview) -> Iterable[str]:
+    """What stands behind them."""
     report, survey = overview.report, overview.survey
-    yield "before", _tiles(report, survey)
-    yield "before", _remarks(overview.remarks)
     if survey.bins:
-        yield "before", _packing(survey)
-        charts = [_lengths(report, survey), _strategies(overview.needs)]
-        yield "after", f'<div class="pair" id="lengths">{"".join(charts)}</div>'
-        charts = [_sources(survey), _turns(survey)]
-        yield "after", f'<div class="pair">{"".join(charts)}</div>'
-    yield "after", _rejects(overview)
-    yield "after", _made(report)
+        charts = _lengths(report, survey) + _strategies(overview.needs)
+        yield f'<div class="pair" id="lengths">{charts}</div>'
+        yield f'<div class="pair">{_sources(survey)}{_turns(survey)}</div>'
+    yield _rejects(overview)
+    yield _made(report)
 
 
 def _tiles(report: Mapping[str, Any], survey: Survey) -> str:
@@ -168,7 +169,8 @@ def _tiles(report: Mapping[str, Any], survey: Survey) -> str:
             "bins",
             "bins",
             survey.bins,
-            f"of {_number('capacity', survey.capacity)} tokens, {_percent(full)} full",
+            f"of {_number('capacity', survey.capacity)} tokens, {_percent(full)} full"
+            + _splits(survey),
             full,
         ),
     ]
@@ -183,6 +185,14 @@ def _tile(count: str, name: str, value: int, note: str, share: float | None = No
     meter = "" if share is None else _bar([(share, "strong")], "slim")
     shown = f"{_number(count, value, 'b')}<small>{note}</small>{meter}"
     return f"<div><dt>{name}</dt><dd>{shown}</dd></div>"
+
+
+def _splits(survey: Survey) -> str:
+    """Say how the bins are shared out, where they are for more than training."""
+    if len(survey.bins_of) < 2:
+        return ""
+    parts = [f"{number:,} {_text(name)}" for name, number in survey.bins_of.items()]
+    return f"; {', '.join(parts)}"
 
 
 def _number(count: str, value: int, tag: str = "span") -> str:
@@ -361,8 +371,8 @@ def _strategies(needs: Sequence[Needs]) -> str:
         )
     return _card(
         "How many bins it takes",
-        "The same rows, packed otherwise; in order: as they come, in a random order. No packing "
-        "needs fewer bins than the lower bound.",
+        "The same rows, packed otherwise; in order takes them at random. Nothing needs fewer bins "
+        "than the lower bound.",
         '<table class="bars"><thead class="sr"><tr><th>strategy<th><th>bins<th>over the bound</tr>'
         f"</thead><tbody>{''.join(rows)}</tbody></table>",
     )
@@ -382,14 +392,14 @@ def _share_row(name: str, count: Count, most: int) -> str:
     bar = _bar([(share * scale, "strong"), ((1 - share) * scale, "faint")])
     return (
         f'<tr><th scope="row">{name}</th><td class="wide">{bar}</td>'
-        f'<td class="n">{count.rows:,}</td><td class="n">{count.tokens:,}</td>'
+        f'<td class="n few">{count.rows:,}</td><td class="n">{count.tokens:,}</td>'
         f'<td class="n">{_percent(share)}</td></tr>'
     )
 
 
 def _share_table(head: str, rows: Sequence[str]) -> str:
     return (
-        f'<div class="scroll"><table class="bars"><thead><tr><th>{head}<th><th class="n">rows'
+        f'<div class="scroll"><table class="bars"><thead><tr><th>{head}<th><th class="n few">rows'
         '<th class="n">tokens<th class="n">targets</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
