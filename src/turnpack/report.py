@@ -27,6 +27,7 @@ TITLE = "What the model will learn"
 PAGE = "report.html"
 # Bytes of rejects.jsonl that are searched for the first rejects of each reason.
 SEARCHED = 1 << 26
+EXAMPLES = 3  # of these
 
 
 @dataclass(slots=True, kw_only=True)
@@ -183,7 +184,7 @@ def _replace(target: Path, content: bytes) -> None:
 
 def _first_rejects(path: Path, reasons: Mapping[str, int]) -> dict[str, list[str]]:
     """The first few rejects of each reason, as far as they stand in the first `SEARCHED` bytes."""
-    from .page import EXAMPLES, shortened
+    from .page.markup import shortened
 
     found: dict[str, list[str]] = {}
     missing = sum(min(number, EXAMPLES) for number in reasons.values())
