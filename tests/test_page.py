@@ -153,14 +153,49 @@ def test_right_to_left_text_runs_so(page):
     assert len(set(places)) > 3
 
 
-def test_half_a_character_at_the_end_of_a_row_is_its_ids(opened, tmp_path):
+@pytest.fixture
+def previewed(opened, tmp_path):
+    """Opens the page of one row."""
+
+    def open(ids, targets, source="a:1"):
+        shown.write_bins(tmp_path / "one.parquet", [[(ids, targets, source)]])
+        asked = ["preview", str(tmp_path / "one.parquet"), "--html", str(tmp_path / "one.html")]
+        assert main([*asked, "--tokenizer", str(shown.tokenizer())]) == 0
+        return opened(tmp_path / "one.html")
+
+    return open
+
+
+def encoded(text):
     backend = tokenizers.load(shown.tokenizer())
-    ids = backend.encode_batch(["x龘"], [False])[0].tolist()[:-1]
-    shown.write_bins(tmp_path / "half.parquet", [[(ids, [False] + [True] * (len(ids) - 1), "a:1")]])
-    page = tmp_path / "half.html"
-    asked = ["preview", str(tmp_path / "half.parquet"), "--html", str(page)]
-    assert main([*asked, "--tokenizer", str(shown.tokenizer())]) == 0
-    assert [text for text, _, _ in pieces_of(opened(page))] == ["x", f"⟨ids {ids[1]} {ids[2]}⟩"]
+    return backend.encode_batch([text], [False])[0].tolist()
+
+
+def test_half_a_character_at_the_end_of_a_row_is_its_ids(previewed):
+    ids = encoded("x龘")[:-1]
+    page = previewed(ids, [False, True, True])
+    assert [text for text, _, _ in pieces_of(page)] == ["x", f"⟨ids {ids[1]} {ids[2]}⟩"]
+
+
+def test_a_character_that_is_partly_a_target_says_so(previewed):
+    ids = encoded("x龘y")
+    page = previewed(ids, [False, False, True, True, False])
+    assert [(marked, classes[1]) for _, marked, classes in pieces_of(page)] == [
+        (False, "none"),
+        (True, "some"),
+        (False, "none"),
+    ]
+    page.locator("#text .some").hover()
+    told = page.locator("#token").inner_text()
+    assert f"label -100 {ids[2]} {ids[3]}" in told
+    assert "partly target" in told
+
+
+def test_a_source_cannot_end_the_data(previewed):
+    for source in ("</script><img src=x onerror=alert(1)>:1", "<!--<script>:1", "\u2028]]>:1"):
+        page = previewed(encoded("x"), [False], source)
+        assert page.locator("#name").inner_text() == visible(source)
+        assert page.locator("img").count() == 0
 
 
 def test_nothing_of_a_conversation_runs(page):
@@ -289,21 +324,15 @@ def test_kinds_choose_rows(page):
     assert rows.count() == len(data)
 
 
-def test_a_long_row_is_shown_from_both_ends(opened, tmp_path):
+def test_a_long_row_is_shown_from_both_ends(previewed):
     ids = [5 + i % 90 for i in range(9000)]
-    targets = [False] + [i % 7 == 0 for i in range(8999)]
-    shown.write_bins(tmp_path / "long.parquet", [[(ids, targets, "a:1")]])
-    file = tmp_path / "long.html"
-    asked = ["preview", str(tmp_path / "long.parquet"), "--html", str(file)]
-    assert main([*asked, "--tokenizer", str(shown.tokenizer())]) == 0
-    page = opened(file)
+    page = previewed(ids, [False] + [i % 7 == 0 for i in range(8999)])
     assert page.locator(".gap").inner_text() == "5,000 tokens are left out here"
     (row,) = rows_in(page)
     assert row["ids"] == ids[:3000] + ids[-1000:]
     page.focus("#text")
     page.keyboard.press("End")
-    line = page.locator("#said").inner_text()
-    assert "position 8999," in line.replace("–", "") or "8999" in line
+    assert f"id {ids[-1]}, position 8999, label -100" in page.locator("#said").inner_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
