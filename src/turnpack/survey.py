@@ -42,7 +42,7 @@ KINDS = {
 }
 TURNS = 32  # answers of a row that are counted one by one; what is behind them counts with the last
 SOURCES = 1000  # counted one by one, likewise
-ROWS = 1 << 22  # rows whose hashes are kept, and whose bins are planned anew; beyond, a sample
+ROWS = 1 << 21  # rows whose hashes are kept, and whose bins are planned anew; beyond, a sample
 SCANNED = 256  # random rows whose text is searched for tools
 LONGEST_SCANNED = 1 << 14  # tokens of such a row
 LOOKS = 10_000  # at what may spell a control token; then it is believed
@@ -446,26 +446,22 @@ def _sums(places: npt.NDArray[np.integer], values: Int64s, size: int) -> list[in
 def lower_bound(histogram: Int64s, capacity: int) -> int:
     """Bins that any plan needs for rows of these lengths (the bound L2 of Martello and Toth).
 
-    For every k: rows longer than capacity - k stand with none of k or more; those from there down
-    to more than half a bin stand alone among themselves, and what rows of k or more do not fit
-    beside them needs bins of its own.
+    For every k: rows of more than half a bin stand alone among themselves. Those longer than
+    capacity - k take no row of k or more; what rows from k to half a bin do not find room for
+    beside the others needs bins of its own. For k = 0 that is tokens by capacity.
     """
     lengths = np.arange(len(histogram), dtype=np.int64)
-    tokens = int((histogram * lengths).sum())
-    best = -(-tokens // capacity)
     rows_upto = np.concatenate([[0], np.cumsum(histogram)])
     tokens_upto = np.concatenate([[0], np.cumsum(histogram * lengths)])
     size = len(histogram)
     k = np.arange(0, capacity // 2 + 1)
-    big = np.minimum(capacity - k + 1, size)  # first length that excludes k
-    half = min(capacity // 2 + 1, size)  # first length of more than half a bin
-    least = np.minimum(k, size)
+    half = min(capacity // 2 + 1, size)  # the first length of more than half a bin
+    large = np.clip(capacity - k + 1, half, size)  # the first one that takes no row of k
+    middle_rows = rows_upto[large] - rows_upto[half]
+    room = middle_rows * capacity - (tokens_upto[large] - tokens_upto[half])
+    over = tokens_upto[half] - tokens_upto[np.minimum(k, half)] - room
     alone = rows_upto[size] - rows_upto[half]
-    middle_rows = rows_upto[np.maximum(big, half)] - rows_upto[half]
-    middle_tokens = tokens_upto[np.maximum(big, half)] - tokens_upto[half]
-    small = tokens_upto[half] - tokens_upto[np.minimum(least, half)]
-    over = small - (middle_rows * capacity - middle_tokens)
-    return max(best, int((alone + np.maximum(0, -(-over // capacity))).max()))
+    return int((alone + np.maximum(0, -(-over // capacity))).max())
 
 
 @dataclass(frozen=True, slots=True)
