@@ -1,4 +1,4 @@
-"""Owns the benchmarks of `concat`: 8,192 and 37,500 turns, two to a row.
+"""Owns the benchmarks of `concat`: 8,192 and 187,500 turns, two to a row.
 
 The many are written into memory that is reused, but for `core, new memory`.
 """
@@ -41,10 +41,10 @@ def test_concat(benchmark, tokens, form):
         benchmark(verb, *args, bos=[1])
 
 
-@pytest.mark.benchmark(group="concat 20 million tokens")
+@pytest.mark.benchmark(group="concat 100 million tokens")
 @pytest.mark.parametrize(
     "form",
-    ["core", "core, 2 threads", "core, new memory", "numba", "memcpy", "memcpy, 2 threads"],
+    ["core", "core, 2 threads", "core, new memory", "numba"],
 )
 def test_concat_many(timed, many_tokens, form):
     args = arguments(many_tokens)
@@ -64,4 +64,4 @@ def test_concat_many(timed, many_tokens, form):
     run()
     assert "new" in form or out == expected
     moved = sum(array.nbytes for array in (*args[:4], *written, expected.offsets))
-    timed(form, run, moved, 15)
+    timed(form, run, moved, 3 if form == "numba" else 15)

@@ -1,4 +1,4 @@
-"""Owns the benchmarks of `mask_markers`: 8,192 and 37,500 rows, a marker every 50 tokens or so."""
+"""Owns the benchmarks of `mask_markers`: 8,192 and 187,500 rows, a marker every 50 tokens or so."""
 
 from itertools import chain
 
@@ -58,16 +58,14 @@ def test_mask_markers(benchmark, few, form):
         benchmark.pedantic(verb, found, rounds=2 if form == "reference" else 20)
 
 
-@pytest.mark.benchmark(group="mask_markers 20 million tokens")
-@pytest.mark.parametrize(
-    "form", ["core", "core, 2 threads", "numba", "memcpy", "memcpy, 2 threads"]
-)
+@pytest.mark.benchmark(group="mask_markers 100 million tokens")
+@pytest.mark.parametrize("form", ["core", "core, 2 threads", "numba"])
 def test_mask_markers_many(timed, many, form):
     expected = kernels.mask_markers(*many, [START], [END])
     if form == "numba":
-        run = numba_form(many, expected)
+        rounds, run = 3, numba_form(many, expected)
     else:
-        threads = threads_of(form)
+        rounds, threads = 15, threads_of(form)
         run = lambda: kernels.mask_markers(*many, [START], [END], threads=threads)  # noqa: E731
         assert np.array_equal(run(), expected)
-    timed(form, run, many[0].nbytes + expected.nbytes + many[1].nbytes, 15)
+    timed(form, run, many[0].nbytes + expected.nbytes + many[1].nbytes, rounds)

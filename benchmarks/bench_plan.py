@@ -1,4 +1,10 @@
-"""Owns the benchmark of `plan`: lengths of chats, and some with a heavy tail, into bins."""
+"""Owns the benchmark of `plan`: lengths of chats, and some with a heavy tail, into bins.
+
+`bytes_a_row` in the results: by how much a call raises the memory of the process, its result
+included.
+"""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,20 +35,39 @@ def test_plan(benchmark, lengths, strategy):
     )
 
 
-@pytest.mark.parametrize("form", ["core", "core, 2 threads", "heavy tail", "131,072"])
-@pytest.mark.parametrize("rows", [10_000, 100_000, 1_000_000, 10_000_000])
+PROCESS = Path("/proc/self")  # Linux's account of this process
+
+
+def peak_of(run):
+    """By how many bytes a call raises the memory of this process at its highest."""
+
+    def status(key):
+        lines = (PROCESS / "status").read_text("utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
+
+    (PROCESS / "clear_refs").write_text("5", "utf-8")  # the highest so far is as of now
+    before = status("VmRSS")
+    run()
+    return status("VmHWM") - before
+
+
+@pytest.mark.parametrize("form", ["core", "core, 2 threads", "heavy tail", "8,192", "131,072"])
+@pytest.mark.parametrize("rows", [10_000, 100_000, 1_000_000, 10_000_000, 100_000_000])
 def test_plan_sizes(benchmark, rows, form):
     benchmark.group = f"plan best_fit {rows:,} rows"
-    capacity = 131_072 if form == "131,072" else CAPACITY
+    capacity = int(form.replace(",", "")) if form[0].isdigit() else CAPACITY
     lengths = heavy_tailed(rows, capacity) if form == "heavy tail" else lengths_of(rows)
     threads = 2 if form == "core, 2 threads" else 1
     same_as_the_reference(lengths, capacity)
     assert kernels.plan(lengths, capacity, threads=2) == kernels.plan(lengths, capacity)
+    if rows > 1_000_000:
+        peak = peak_of(lambda: kernels.plan(lengths, capacity, threads=threads))
+        benchmark.extra_info["bytes_a_row"] = round(peak / rows, 2)
     benchmark.pedantic(
         kernels.plan,
         (lengths, capacity),
         {"threads": threads},
-        rounds=7 if rows > 1_000_000 else 30,
+        rounds=3 if rows > 10_000_000 else 7 if rows > 1_000_000 else 30,
         warmup_rounds=1,
     )
 

@@ -26,11 +26,13 @@ def measure():
 def gathered(made):
     """What pytest-benchmark wrote, as groups of forms, with what a benchmark says besides.
 
-    `bytes`: what a form must read and write. `utilization`: how full its bins are.
+    `bytes`: what a form must read and write; `memcpy_gb_s`: the rate of memcpy in turns with it.
+    `utilization`: how full its bins are. `bytes_a_row`: the memory it takes. `touch_and_kernel_ms`:
+    the least that new memory costs.
     """
     groups = {}
     for each in made["benchmarks"]:
-        params = each["params"] or {"form": table.MEMCPY}
+        params = each["params"]
         form = params.get("form") or next(iter(params.values()))
         groups.setdefault(each["group"], {})[form] = {
             "median_ms": round(each["stats"]["median"] * 1e3, 4),

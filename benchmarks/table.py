@@ -13,7 +13,6 @@ RESULTS = Path(__file__).resolve().parent / "results"
 README = RESULTS.parents[1] / "README.md"
 # A group's first form of these names is ours; in the peers' groups the first form is.
 OURS = ("core", "best_fit", "program", "gigatoken", "lists")
-MEMCPY = "memcpy"
 
 
 def machine(packages):
@@ -40,37 +39,37 @@ def kernels(results):
     yield "| --- | ---: | ---: | --- |"
     for group, forms in results["groups"].items():
         ours = next((form for form in OURS if form in forms), next(iter(forms)))
-        shares = {form[len(ours) :]: share for form, share in _shares(forms, ours)}
-        share = "; ".join(
-            f"{form.lstrip(', ')}: {share:.0%}".removeprefix(": ") for form, share in shares.items()
-        )
-        others = [
-            f"{form} {_ratio(figures, forms[ours])}{_full(figures)}"
+        shares = (
+            f"{form[len(ours) :].lstrip(', ')}: {_share(figures):.0%}".removeprefix(": ")
             for form, figures in forms.items()
-            if form != ours and not (shares and form.startswith(MEMCPY))
-        ]
-        median = _time(forms[ours]) + _full(forms[ours])
-        yield f"| {group} | {median} | {share} | {', '.join(others)} |"
+            if form.startswith(ours) and "memcpy_gb_s" in figures
+        )
+        others = (
+            f"{form} {_ratio(figures, forms[ours])}{_besides(figures)}"
+            for form, figures in forms.items()
+            if form != ours
+        )
+        median = _time(forms[ours]) + _besides(forms[ours])
+        yield f"| {group} | {median} | {'; '.join(shares)} | {', '.join(others)} |"
     yield from _caption(results)
 
 
-def _shares(forms, ours):
-    """The rate of every form of ours that says its bytes, as a share of the memcpy beside it.
-
-    Beside `core, 2 threads` stands `memcpy, 2 threads` where there is one, else `memcpy`.
-    """
-    for form, figures in forms.items():
-        beside = forms.get(MEMCPY + form[len(ours) :], forms.get(MEMCPY))
-        if form.startswith(ours) and beside and "bytes" in figures and "bytes" in beside:
-            yield form, _rate(figures) / _rate(beside)
+def _share(figures):
+    """The rate of a form that says its bytes, in parts of the memcpy that it took turns with."""
+    return figures["bytes"] / figures["median_ms"] / 1e6 / figures["memcpy_gb_s"]
 
 
-def _full(figures):
-    return f" ({figures['utilization']:.3%} full)" if "utilization" in figures else ""
-
-
-def _rate(figures):
-    return figures["bytes"] / figures["median_ms"]
+def _besides(figures):
+    """What a form says besides its time and its bytes."""
+    said = []
+    if "utilization" in figures:
+        said.append(f"{figures['utilization']:.3%} full")
+    if "bytes_a_row" in figures:
+        said.append(f"{figures['bytes_a_row']:.1f} bytes a row")
+    if "touch_and_kernel_ms" in figures:
+        least = figures["median_ms"] / figures["touch_and_kernel_ms"]
+        said.append(f"{least:.2f} of first touch and kernel")
+    return f" ({', '.join(said)})" if said else ""
 
 
 def peers(results):

@@ -47,16 +47,19 @@ void check_threads(int64_t threads) {
 // Offsets with no entry, which are refused later, count as no rows.
 int64_t rows_of(const Offsets& offsets) { return std::max<int64_t>(offsets.size() - 1, 0); }
 
-// New memory that begins with a line of 64 bytes, where streaming stores are at their best; NumPy's
-// own begins anywhere, but has huge pages where it is large.
+// New memory that begins with a line of 64 bytes, where streaming stores are at their best. Large
+// memory, for which NumPy asks for huge pages, begins with one of these: NumPy's own begins
+// anywhere, and up to its first huge page each small one is a fault of its own.
 template <class T>
 Array<T> aligned(const std::vector<py::ssize_t>& shape) {
-    constexpr int64_t line = 64, most = std::numeric_limits<int64_t>::max() - line;
+    constexpr int64_t line = 64, huge = int64_t{1} << 21;
+    constexpr int64_t most = std::numeric_limits<int64_t>::max() - huge;
     int64_t size = sizeof(T);
     for (const py::ssize_t entries : shape) size *= entries;
-    Array<char> memory(std::min(size, most) + line);
+    const int64_t step = size < 2 * huge ? line : huge;
+    Array<char> memory(std::min(size, most) + step);
     char* const begin = memory.mutable_data();
-    const int64_t shift = line - static_cast<int64_t>(reinterpret_cast<uintptr_t>(begin) % line);
+    const int64_t shift = step - static_cast<int64_t>(reinterpret_cast<uintptr_t>(begin) % step);
     return Array<T>(shape, reinterpret_cast<T*>(begin + shift), memory);
 }
 
@@ -100,7 +103,7 @@ Array<uint8_t> mask_spans(const Offsets& extents, const Offsets& offsets, const 
                           const Offsets& span_offsets, int64_t threads) {
     check_threads(threads);
     const int64_t tokens = extents.size() / 2;
-    Array<uint8_t> loss_mask(tokens);
+    auto loss_mask = aligned<uint8_t>({tokens});
     uint8_t* mask = loss_mask.mutable_data();
     unlocked([&] {
         turnpack::mask_spans(extents.data(), tokens, offsets.data(), offsets.size(), spans.data(),
@@ -119,7 +122,7 @@ Array<uint8_t> mask_markers(const Array<int32_t>& input_ids, const Offsets& offs
     check_offsets("end_offsets", end_offsets.data(), end_offsets.size(), ends.size());
     const Patterns opening{starts.data(), start_offsets.data(), start_offsets.size() - 1};
     const Patterns closing{ends.data(), end_offsets.data(), end_offsets.size() - 1};
-    Array<uint8_t> loss_mask(input_ids.size());
+    auto loss_mask = aligned<uint8_t>({input_ids.size()});
     uint8_t* mask = loss_mask.mutable_data();
     unlocked([&] {
         turnpack::mask_markers(input_ids.data(), input_ids.size(), offsets.data(), offsets.size(),
@@ -133,7 +136,8 @@ py::tuple plan(const Offsets& lengths, int64_t capacity, const std::string& stra
     const Strategy rule = strategy == "in_order"    ? Strategy::in_order
                           : strategy == "first_fit" ? Strategy::first_fit
                                                     : Strategy::best_fit;
-    Offsets rows(lengths.size()), offsets(lengths.size() + 1), fill(lengths.size());
+    auto rows = aligned<int64_t>({lengths.size()});
+    Offsets offsets(lengths.size() + 1), fill(lengths.size());
     int64_t *rows_to = rows.mutable_data(), *offsets_to = offsets.mutable_data(),
             *fill_to = fill.mutable_data();
     const int64_t bins = unlocked([&] {
@@ -283,12 +287,12 @@ py::tuple unpack(const Array<Int>& input_ids, const Array<Int>& labels, const Of
     const UnpackIn<Int> in{input_ids.data(), labels.data(), data_or_null(loss_weights),
                            starts_to,        offsets_to,    rows.size()};
     const int64_t tokens = offsets_to[rows.size()];
-    Array<int32_t> ids(tokens);
-    Array<uint8_t> mask(tokens);
+    auto ids = aligned<int32_t>({tokens});
+    auto mask = aligned<uint8_t>({tokens});
     py::object weights = py::none();
     UnpackOut out{ids.mutable_data(), mask.mutable_data(), nullptr};
     if (loss_weights) {
-        Array<float> gathered(tokens);
+        auto gathered = aligned<float>({tokens});
         out.loss_weights = gathered.mutable_data();
         weights = gathered;
     }

@@ -20,7 +20,7 @@ class Scratch {
         constexpr size_t kHuge = size_t{1} << 21;
         const size_t bytes = size * sizeof(T);
 #ifdef __linux__
-        if (bytes >= 2 * kHuge) {
+        if (bytes >= kHuge / 2) {
             const size_t rounded = (bytes + kHuge - 1) / kHuge * kHuge;
             memory_.reset(static_cast<T*>(std::aligned_alloc(kHuge, rounded)));
             if (!memory_) throw std::bad_alloc();

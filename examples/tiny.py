@@ -36,7 +36,7 @@ def bins(folder: Path) -> Path:
         eos_token="<|im_end|>",
         max_length=512,
         output=folder / "bins",
-        numpy=True,
+        sinks=["numpy"],
     )
     return folder / "bins"
 

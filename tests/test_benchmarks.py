@@ -46,18 +46,15 @@ def test_the_kernels(table):
         },
         "render": forms(mine=1500.0, other=15_000.0),
         "pack": {
-            "core": {"median_ms": 6.0, "bytes": 63},
-            "core, 2 threads": {"median_ms": 3.0, "bytes": 63},
-            "numba": {"median_ms": 24.0},
-            "memcpy": {"median_ms": 2.0, "bytes": 40},
-            "memcpy, 2 threads": {"median_ms": 1.0, "bytes": 40},
+            "core": {"median_ms": 6.0, "bytes": 63_000_000, "memcpy_gb_s": 20.0},
+            "core, 2 threads": {"median_ms": 3.0, "bytes": 63_000_000, "memcpy_gb_s": 40.0},
+            "core, new memory": {"median_ms": 15.0, "touch_and_kernel_ms": 12.0},
+            "numba": {"median_ms": 24.0, "bytes": 63_000_000, "memcpy_gb_s": 20.0},
         },
-        "mask": {
-            "core": {"median_ms": 4.0, "bytes": 10},
-            "core, 2 threads": {"median_ms": 2.0, "bytes": 10},
-            "memcpy": {"median_ms": 2.0, "bytes": 20},
+        "plan many": {
+            "core": {"median_ms": 4.0, "bytes_a_row": 13.26},
+            "core, 2 threads": {"median_ms": 2.0, "bytes_a_row": 14.0},
         },
-        "unmeasured": {"core": {"median_ms": 4.0}, "memcpy": {"median_ms": 2.0, "bytes": 20}},
     }
     assert list(table.kernels({**MACHINE, "groups": groups})) == [
         "| kernel | median | of memcpy | other forms, in times of it |",
@@ -66,9 +63,9 @@ def test_the_kernels(table):
         "| plan | 50.00 µs |  | first_fit 16.0 |",
         "| planner | 4.00 ms (99.998% full) |  | windows 12.5 (99.540% full) |",
         "| render | 1.50 s |  | other 10.0 |",
-        "| pack | 6.00 ms | 52%; 2 threads: 52% | core, 2 threads 0.50, numba 4.00 |",
-        "| mask | 4.00 ms | 25%; 2 threads: 50% | core, 2 threads 0.50 |",
-        "| unmeasured | 4.00 ms |  | memcpy 0.50 |",
+        "| pack | 6.00 ms | 52%; 2 threads: 52% | core, 2 threads 0.50, "
+        "core, new memory 2.50 (1.25 of first touch and kernel), numba 4.00 |",
+        "| plan many | 4.00 ms (13.3 bytes a row) |  | core, 2 threads 0.50 (14.0 bytes a row) |",
         *CAPTION,
     ]
 
@@ -114,13 +111,13 @@ def test_what_pytest_benchmark_wrote_is_gathered(table):
     said = {"bytes": 100, "utilization": 0.5}
     benchmarks = [
         made("pack", {"form": "core"}, 0.004, **said),
-        made("pack", None, 0.002, bytes=80),
+        made("pack", {"form": "numba", "dtype": "int32"}, 0.002, bytes=80),
         made("plan", {"strategy": "best_fit"}, 0.001),
     ]
     assert run.gathered({"benchmarks": benchmarks}) == {
         "pack": {
             "core": {"median_ms": 4.0, "min_ms": 2.0, "rounds": 3, **said},
-            "memcpy": {"median_ms": 2.0, "min_ms": 1.0, "rounds": 3, "bytes": 80},
+            "numba": {"median_ms": 2.0, "min_ms": 1.0, "rounds": 3, "bytes": 80},
         },
         "plan": {"best_fit": {"median_ms": 1.0, "min_ms": 0.5, "rounds": 3}},
     }

@@ -100,6 +100,9 @@ def test_prepare_ends_with_a_short_table(capsys, arguments, tmp_path):
     assert str(tmp_path / "out/report.html") in last
 
 
+SINKS = ["--sink", "numpy", "--sink", "megatron"]
+
+
 def test_every_option_arrives(capsys, arguments, tmp_path):
     options = {
         "capacity": "300",
@@ -109,16 +112,19 @@ def test_every_option_arrives(capsys, arguments, tmp_path):
         "boundary": "whole",
         "seed": "7",
         "system": "Be nice.",
-        "workers": "1",
+        "window": "50",
+        "validation": "0.5",
+        "shard_tokens": "1000",
         "format": "messages",
         "bos_token": "<s>",
         "eos_token": "<|im_end|>",
         "tokenizer_backend": "hf",
     }
-    assert main(instead(arguments, **options)) == 0
+    assert main([*instead(arguments, **options), "--workers", "1", "--resume", *SINKS]) == 0
     report = json.loads((tmp_path / "out/report.json").read_text())
-    numbers = {"capacity": 300, "seed": 7, "workers": 1, "max_length": 200}
-    flags = {"strict": False, "numpy": False}
+    numbers = {"capacity": 300, "seed": 7, "max_length": 200, "window": 50, "shard_tokens": 1000}
+    numbers["validation"] = 0.5
+    flags = {"strict": False, "sinks": ["megatron", "numpy"]}
     assert report["options"] == {**options, **numbers, **flags}
 
 
@@ -172,7 +178,7 @@ def test_a_missing_marker_is_one_warning(arguments, tmp_path):
         ({"max_length": "-5"}, r"max_length must be at least 1, not -5"),
         ({"max_length": "many"}, r"Invalid value for '--max-length': 'many' is not .* integer\."),
         ({"capacity": "10"}, r"capacity 10 is less than max_length 200"),
-        ({"strategy": "best"}, r".*strategy 'best'.*best_fit, first_fit, in_order"),
+        ({"strategy": "best"}, r"strategy must be one of stream, .*none, not 'best'"),
         ({"truncate": "left"}, r"truncate must be one of right, turns, split, reject, not 'left'"),
         ({"train_on": "user"}, r"train_on must be one of assistant, last, all, not 'user'"),
         ({"boundary": "soft"}, r"boundary must be one of cut, whole, not 'soft'"),
@@ -271,10 +277,14 @@ def test_closed_streams(arguments, closed):
 
 
 def test_a_directory_without_permission_is_one_line(capsys, arguments, tmp_path, monkeypatch):
-    def refuse(*_, dir, **__):
-        raise PermissionError(13, "Permission denied", f"{dir}/.turnpack-x")
+    make = os.mkdir
 
-    monkeypatch.setattr("tempfile.mkdtemp", refuse)  # root, who may run this, writes anywhere
+    def refuse(path, *rest):  # root, who may run this, writes anywhere
+        if Path(path).name == ".turnpack":
+            raise PermissionError(13, "Permission denied", str(path))
+        make(path, *rest)
+
+    monkeypatch.setattr("os.mkdir", refuse)
     line = one_error(capsys, 2, instead(arguments, output=tmp_path / "locked"))
     assert line == f"{tmp_path / 'locked'}: Permission denied"
     assert not (tmp_path / "locked").exists()
@@ -367,7 +377,7 @@ def test_preview_shows_bins(capsys, arguments, tmp_path, chats):
     capsys.readouterr()
     assert main(["preview", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    assert "━━ bin 0 of train-00000-of-00001.parquet" in shown
+    assert "━━ bin 0 of train-00000.parquet" in shown
     assert f"── {chats}:1 · " in shown
     assert "‹<|im_start|>›" in shown
     text = shown.replace("│", "")

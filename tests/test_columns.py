@@ -92,7 +92,7 @@ def test_the_directory_loads(tmp_path):
         template="llama2",
         max_length=256,
         output=tmp_path / "bins",
-        numpy=True,
+        sinks=["numpy"],
     )
     files = str(tmp_path / "bins" / "data")
     made = datasets.load_dataset("parquet", data_dir=files, split="train", cache_dir=str(tmp_path))

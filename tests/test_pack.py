@@ -129,6 +129,13 @@ def test_out_is_overwritten(impl, layout, dtype, weighted):
         assert getattr(again, name) is getattr(out, name)
 
 
+@pytest.mark.parametrize(("rows", "step"), [(1, 64), (2**12, 64), (2**18, 2**21)])
+def test_new_memory_begins_with_a_line_or_a_huge_page(rows, step):
+    packed = kernels.pack(tokens_of([4] * rows), plan([4] * rows, 4))
+    places = [getattr(packed, name).ctypes.data for name in CELLS]
+    assert [place % step for place in places] == [0] * len(CELLS)
+
+
 @pytest.mark.parametrize("layout", ["rows", "flat"])
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
 def test_out_of_any_alignment(impl, layout, dtype):

@@ -120,6 +120,7 @@ def test_forms_that_are_widened(impl):
         ({"align": 0}, ValueError, "align is 0, less than 1"),
         ({"max_rows": 0}, ValueError, "max_rows is 0, less than 1"),
         ({"max_rows": True}, TypeError, "max_rows is bool, not an int"),
+        ({"capacity": np.timedelta64(8)}, TypeError, "capacity is timedelta64, not an int"),
         ({"threads": 0}, ValueError, "threads is 0, less than 1"),
         ({"threads": 0, "max_rows": -1}, ValueError, "max_rows is -1, less than 1"),
         ({"threads": 0, "lengths": [0]}, ValueError, "threads is 0, less than 1"),

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import at_hand
-import turnpack.prepare as job
-from turnpack import kernels, output, records, tokenizers
+from turnpack import job, kernels, output, pipeline, records, shards, tokenizers
+from turnpack import prepare as whole_job
+from turnpack.binning import shuffled
 from turnpack.encode import Encoder
 from turnpack.nouns import Plan, Reject, RowError
-from turnpack.prepare import OptionError, prepare, shuffled
+from turnpack.prepare import OptionError, prepare
 from turnpack.templates import ChatTemplate, get_template
 
 BAD = [
@@ -147,9 +148,10 @@ def test_the_report_counts_what_is_written(run, tmp_path):
     assert report.utilization == pytest.approx(total / (400 * len(rows)))
     assert max(len(row["input_ids"]) for row in rows) <= 400
     assert set(report.seconds) == {*job.STAGES, "total"}
+    assert json.loads((out / "run.json").read_text())["seconds"] == report.seconds
     assert report.template["name"] == "chatml"
     assert len(report.template["sha256"]) == len(report.tokenizer["sha256"]) == 64
-    assert report.options["strategy"] == "best_fit"
+    assert report.options["strategy"] == "stream"
 
 
 def test_the_manifest_lists_every_file(run, tmp_path):
@@ -160,11 +162,11 @@ def test_the_manifest_lists_every_file(run, tmp_path):
     manifest = json.loads((out / "manifest.json").read_text())
     listed = {file["path"]: file for file in manifest["files"]}
     there = {name: content for name, content in tree(out).items() if content is not None}
-    assert set(listed) == set(there) - {"manifest.json"}
+    assert set(listed) == set(there) - {"manifest.json", "run.json"}
     for name, file in listed.items():
         assert file["bytes"] == len(there[name])
         assert file["sha256"] == hashlib.sha256(there[name]).hexdigest()
-    data = listed["data/train-00000-of-00001.parquet"]
+    data = listed["data/train-00000.parquet"]
     assert data["rows"] == len(bins(out))
     assert data["tokens"] == sum(len(row["input_ids"]) for row in bins(out))
     assert {name for name in os.listdir(out) if name.startswith(".")} == set()
@@ -220,7 +222,7 @@ def test_the_size_of_chunks_changes_no_row(run, tmp_path, monkeypatch):
 
 
 def test_a_worker_that_dies_is_one_error(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "_in_worker", die)
+    monkeypatch.setattr(pipeline, "_in_worker", die)
     with pytest.raises(ChildProcessError, match="a worker process died"):
         run(workers=2, tokenizer_backend="hf")
     assert not (tmp_path / "out").exists()
@@ -257,20 +259,19 @@ def test_the_shuffle_is_the_same_for_ever():
 
 
 def test_shards_and_row_groups_are_bounded(run, tmp_path, monkeypatch):
-    run(to="one")
-    monkeypatch.setattr(job, "SHARD_TOKENS", 1200)
-    monkeypatch.setattr(job, "GROUP_TOKENS", 600)
-    report = run(to="many")
+    run(to="one", strategy="best_fit")
+    monkeypatch.setattr(shards, "GROUP_TOKENS", 600)
+    report = run(to="many", strategy="best_fit", shard_tokens=1200)
     names = sorted(file.name for file in (tmp_path / "many/data").iterdir())
     count = len(names)
     assert count > 2
-    assert names == [f"train-{number:05}-of-{count:05}.parquet" for number in range(count)]
+    assert names == [f"train-{number:05}.parquet" for number in range(count)]
     assert bins(tmp_path / "one") == bins(tmp_path / "many")
     for file in report.files:
         metadata = pq.read_metadata(tmp_path / "many" / file["path"])
         assert 0 < file["tokens"] <= 1200
         assert metadata.num_rows == file["bins"]
-        assert metadata.num_row_groups == -(-file["bins"] // 2)
+        assert metadata.num_row_groups > 1 or file["tokens"] <= 600
         assert file["bytes"] == (tmp_path / "many" / file["path"]).stat().st_size
 
 
@@ -336,7 +337,7 @@ def test_nothing_to_pack_is_a_run_without_bins(run, tmp_path):
 def test_progress_tells_how_far_it_is(run, monkeypatch):
     monkeypatch.setattr(job, "CHUNK", 10)
     told = []
-    report = run(progress=told.append)
+    report = run(progress=told.append, strategy="best_fit")
     encoding = [now for now in told if now.stage == "encode"]
     writing = [now for now in told if now.stage == "write"]
     assert [now.rows for now in encoding] == [10, 20, 30, 40, 50, 60, 66]
@@ -383,12 +384,10 @@ def test_a_file_name_need_not_be_unicode(run, tmp_path):
 # -- the directory --------------------------------------------------------------------------------
 
 
-def test_an_earlier_output_is_replaced_as_a_whole(run, tmp_path, monkeypatch, chats):
-    monkeypatch.setattr(job, "SHARD_TOKENS", 1200)
-    run()
+def test_an_earlier_output_is_replaced_as_a_whole(run, tmp_path, chats):
+    run(shard_tokens=1200)
     (tmp_path / "out/mine.txt").write_text("a file of somebody else")
     assert len(list((tmp_path / "out/data").iterdir())) > 1
-    monkeypatch.setattr(job, "SHARD_TOKENS", 1 << 20)
     run(chats[1:])
     assert len(list((tmp_path / "out/data").iterdir())) == 1
     assert (tmp_path / "out/mine.txt").read_text() == "a file of somebody else"
@@ -411,31 +410,28 @@ def test_what_turnpack_did_not_write_is_not_replaced(run, tmp_path, name):
 @pytest.mark.parametrize(
     "where",
     [
-        "ParquetSink.write",
-        "ParquetSink.close",
-        "kernels.plan",
-        "write_json",
-        "write_manifest",
-        "write_page",
+        "shards.ParquetSink.write",
+        "shards.ParquetSink.close",
+        "kernels.pack",
+        "whole_job.write_json",
+        "whole_job.write_manifest",
+        "whole_job.write_page",
     ],
 )
 def test_a_failure_leaves_the_earlier_output(run, tmp_path, monkeypatch, where, error):
     run(to="out")
     before = tree(tmp_path / "out")
-    owner, _, attribute = f"job.{where}".rpartition(".")
-    for part in owner.split("."):
-        owner = job if part == "job" else getattr(owner, part)
-    real, calls = getattr(owner, attribute), []
+    owner, _, attribute = where.rpartition(".")
+    first, *rest = owner.split(".")
+    place = {"shards": shards, "kernels": kernels, "whole_job": whole_job}[first]
+    for part in rest:
+        place = getattr(place, part)
 
     def failing(*arguments, **options):
-        calls.append(arguments)
-        if where == "kernels.plan" and len(calls) == 1:  # it checks the options
-            return real(*arguments, **options)
         raise error
 
-    monkeypatch.setattr(owner, attribute, failing)
+    monkeypatch.setattr(place, attribute, failing)
     for to in ("out", "new/deep"):
-        calls.clear()
         with pytest.raises(type(error)):
             run(to=to, seed=9)
     assert tree(tmp_path / "out") == before
@@ -463,7 +459,7 @@ def test_a_move_that_fails_is_undone(run, tmp_path, monkeypatch, number):
 
 def test_a_directory_that_cannot_be_made_stops_before_any_work(run, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(job, "_encode", None)
+    monkeypatch.setattr(job.Job, "run", None)
     with pytest.raises(NotADirectoryError):
         run(to="file/out")
     with pytest.raises(FileExistsError):

@@ -57,12 +57,13 @@ def test_rows_are_named_where_they_are_not_the_conversations():
 
 def test_what_the_input_spells_stays_on_its_line():
     lines = table(made(warnings={"[bold]x\n\x1b[2J": 1})).splitlines()
-    assert lines[-1].endswith("  [bold]x ⟨U+001B⟩[2J (1)")
+    assert lines[-2].endswith("  [bold]x ⟨U+001B⟩[2J (1)")
 
 
 def test_what_is_read_is_a_report_again():
-    told = made().to_dict()
+    told = made().to_dict() | made().about_the_run()
     assert of({**told, "new": 1}) == made()
+    assert "seconds" not in table(of(made().to_dict()))
 
 
 # -- the page ---------------------------------------------------------------------------------

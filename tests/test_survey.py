@@ -285,13 +285,13 @@ def test_strategies_are_what_plans_say(tmp_path):
     found, rows = surveyed(tmp_path, made)
     lengths = [len(ids) for ids, _, _ in rows]
     needs = {need.name: need for need in strategies(found, "best_fit")}
-    assert list(needs) == ["one row a bin", "in_order", "first_fit", "best_fit", "lower bound"]
-    assert needs["one row a bin"].bins == len(rows)
+    assert list(needs) == ["none", "in_order", "first_fit", "best_fit", "lower bound"]
+    assert needs["none"].bins == len(rows)
     assert needs["first_fit"].bins == kernels.plan(lengths, 200, strategy="first_fit").num_bins
     assert (needs["best_fit"].bins, needs["best_fit"].own) == (200, True)
     assert needs["lower bound"].bins >= -(-sum(lengths) // 200)
-    streamed = strategies(found, "window")
-    assert [need.name for need in streamed if need.own] == ["window"]
+    streamed = strategies(found, "stream")
+    assert [need.name for need in streamed if need.own] == ["stream"]
     best = next(need for need in streamed if need.name == "best_fit")
     assert best.bins == kernels.plan(lengths, 200).num_bins
 
@@ -299,9 +299,9 @@ def test_strategies_are_what_plans_say(tmp_path):
 def test_strategies_of_very_many_rows_are_estimated(tmp_path, monkeypatch):
     made = drawn_bins(np.random.default_rng(8), 400)
     found, _ = surveyed(tmp_path, made)
-    exact = {need.name: need.bins for need in strategies(found, "none")}
+    exact = {need.name: need.bins for need in strategies(found, "stream")}
     monkeypatch.setattr(survey, "ROWS", 500)
-    for need in strategies(found, "none"):
+    for need in strategies(found, "stream"):
         planned = need.name in ("in_order", "first_fit", "best_fit")
         assert need.estimated is planned
         assert need.bins == pytest.approx(exact[need.name], rel=0.1)

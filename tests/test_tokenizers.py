@@ -113,6 +113,17 @@ def test_control_id_is_none_for_ordinary_words():
     assert tokenizers.load(mistral_v1()).control_id("</s>") == 2
 
 
+def test_the_vocabulary_ends_behind_its_largest_id(tmp_path):
+    own = tiny()
+    own.add_tokens([AddedToken("<new>")])
+    assert tokenizers.load(own).vocabulary == own.token_to_id("<new>") + 1
+    assert tokenizers.load(mistral_v1()).vocabulary == 32_000
+    (folder := tmp_path / "model").mkdir()
+    (folder / "tokenizer.model").write_bytes(mistral_v1().read_bytes())
+    (folder / "added_tokens.json").write_text('{"<new>": 32005}')
+    assert tokenizers.load(folder).vocabulary == 32_006
+
+
 def test_blank_added_tokens_are_ordinary_text():
     own = tiny("none")
     own = type(own).from_str(own.to_str())

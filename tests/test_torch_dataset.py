@@ -116,7 +116,7 @@ def test_what_prepare_writes(tmp_path):
     files = [os.path.join(os.path.dirname(__file__), "../examples/sample", name) for name in SAMPLE]
     options = {"tokenizer": mistral_v1(), "template": "llama2", "max_length": 512}
     prepare(files, output=tmp_path / "plain", **options)
-    prepare(files, output=tmp_path / "ready", numpy=True, **options)
+    prepare(files, output=tmp_path / "ready", sinks=["numpy"], **options)
     data = sorted((tmp_path / "plain" / "data").iterdir())
     rows = [row for path in data for row in pq.read_table(path).to_pylist()]
     made = PackedDataset(tmp_path / "plain")
@@ -169,7 +169,7 @@ def test_pickles_are_small_and_map_the_same_files(tmp_path):
             {"input_ids": [[1], [1, 2]], "labels": [[1], [1, 2]], "seq_lengths": [[1], [1]]},
             "bin 1 has 2 tokens, but its documents 1",
         ),
-        ({"input_ids": [[1], None], "labels": [[1], [1]]}, "column input_ids has nulls"),
+        ({"input_ids": [[1], None], "labels": [[1], [1]]}, "bin 1 is null in input_ids"),
         ({"input_ids": [1], "labels": [1]}, "column input_ids is int64, not lists"),
     ],
 )

@@ -18,8 +18,8 @@ _INT32, _INT64 = np.iinfo(np.int32), np.iinfo(np.int64)
 
 
 def is_int(value: object) -> bool:
-    """Say whether this is a whole number that is not a bool: int or a NumPy integer."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    """Say whether this is a whole number: int or a NumPy integer; no bool and no timedelta64."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.timedelta64))
 
 
 def instance(name: str, value: object, kind: type) -> None:

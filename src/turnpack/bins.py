@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .sinks import list_column
+from .sinks import bins as stored
 
 COLUMNS = ("input_ids", "labels", "seq_lengths", "source")
 # Tokens that are read at a time, as far as the mean bin tells.
@@ -121,10 +121,7 @@ def _group(
         tokens = max(_values(told, "input_ids"), 1)
         most = max(1, TOKENS * told.num_rows // tokens)
     for batch in file.iter_batches(most, row_groups=[group], columns=list(COLUMNS)):
-        try:
-            found = _flat(batch, path, group, bins, rows)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        found = _flat(batch, path, group, bins, rows)
         yield found
         bins += len(found.bins) - 1
         rows += len(found.rows) - 1
@@ -137,19 +134,23 @@ def _values(group: Any, name: str) -> int:
 
 
 def _flat(batch: pa.RecordBatch, path: Path, group: int, first_bin: int, first_row: int) -> Bins:
-    cells, ids = list_column(batch, "input_ids")
-    others, labels = list_column(batch, "labels")
-    bins, lengths = list_column(batch, "seq_lengths")
-    named = batch.column("source")
-    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    if not (
-        np.array_equal(cells, others)
-        and np.array_equal(ends[bins], cells)
-        and np.array_equal(np.diff(bins), np.asarray(named.value_lengths()))
-        and (lengths > 0).all()
-    ):
-        raise ValueError("the lengths of its columns do not agree")
-    return Bins(path, group, first_bin, first_row, ids, labels != -100, ends, bins, named.flatten())
+    made = stored.Bins.of(batch, stored.Place(str(path), first_bin))
+    names = batch.column("source")
+    if not np.array_equal(np.diff(made.documents), np.asarray(names.value_lengths())):
+        raise ValueError(f"{path}: not every document has a source")
+    ends = np.concatenate([[0], np.cumsum(made.seq_lengths)])
+    targets = made.labels != -100
+    return Bins(
+        path,
+        group,
+        first_bin,
+        first_row,
+        made.input_ids,
+        targets,
+        ends,
+        made.documents,
+        names.flatten(),
+    )
 
 
 @dataclass(frozen=True, slots=True)

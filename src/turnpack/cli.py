@@ -1,8 +1,8 @@
 """The command line: arguments in, one call, what a person should see out.
 
-Owns options, messages and exit codes: 0 done, 1 the data gave nothing or not what `--strict` asks
-for, 2 what was asked for cannot be done, 130 interrupted. Computes nothing; what is slow to import
-is imported by the command that needs it.
+Owns options, messages and exit codes: 0 done, 1 the data gave nothing or is not what it should be
+(`--strict`, `check`, `verify`), 2 what was asked for cannot be done, 130 interrupted. Computes
+nothing; what is slow to import is imported by the command that needs it.
 """
 
 from __future__ import annotations
@@ -201,24 +201,57 @@ def _encoding(
 @click.option(
     "--strategy",
     metavar="NAME",
-    default="best_fit",
+    default="stream",
     show_default=True,
-    help="Packing: best_fit, first_fit or in_order.",
+    help="Packing: stream (as rows come), best_fit or first_fit (all tokens in memory), in_order "
+    "or none (each row by itself).",
+)
+@click.option(
+    "--window",
+    type=int,
+    metavar="N",
+    default=4096,
+    show_default=True,
+    help="Rows of a stream that wait for the best bin.",
 )
 @click.option(
     "--seed", type=int, metavar="N", default=0, show_default=True, help="Order of the bins."
 )
+@click.option(
+    "--validation",
+    type=float,
+    metavar="SHARE",
+    default=0.0,
+    show_default=True,
+    help="Share of the conversations that goes into validation-*.parquet.",
+)
+@click.option(
+    "--shard-tokens",
+    type=int,
+    metavar="N",
+    default=1 << 26,
+    show_default=True,
+    help="Tokens that a file may have.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with a run that was stopped or killed; begin where there is none.",
+)
 @click.option("--strict", is_flag=True, help="Stop at the first bad row.")
 @click.option(
-    "--numpy", is_flag=True, help="Write arrays for turnpack.torch.PackedDataset as well."
+    "--sink",
+    "sinks",
+    multiple=True,
+    type=click.Choice(["numpy", "megatron", "bridge"]),
+    help="Also write arrays for turnpack.torch.PackedDataset (numpy), Megatron's .bin and .idx or "
+    "Megatron-Bridge's packed Parquet; may be given several times.",
 )
 @click.option(
     "--workers",
     type=int,
     metavar="N",
-    default=1,
-    show_default=True,
-    help="Processes that encode; the output does not depend on it.",
+    help="Processes that encode, by default as the machine has; the output does not depend on it.",
 )
 def prepare(files: tuple[str, ...], output: str, **options: Any) -> int:
     """Turn chat files into packed training bins.
@@ -481,6 +514,31 @@ def check(files: tuple[str, ...], against: str | None, **options: Any) -> int:
         found = checks.check(rows, encoder, against=other)
     click.echo(checks.page(found))
     return int(found.wrong)
+
+
+@turnpack.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+def verify(directory: Path) -> int:
+    """Tell whether DIR still is what `prepare` wrote.
+
+    Compares every file with the checksum in manifest.json, and what the bins hold with the numbers
+    in report.json. Prints a line for each difference; the exit code is 1 when there is one.
+    """
+    from . import verify as checks
+    from .reading import one_line
+
+    totals, problems = checks.Totals(), 0
+    try:
+        for problem in checks.verify(directory, totals):
+            click.echo(one_line(problem))
+            problems += 1
+    except checks.NoOutput as error:
+        raise Failure(str(error)) from None
+    if not problems:
+        click.echo(
+            f"as written: {totals.files:,} files, {totals.bins:,} bins, {totals.tokens:,} tokens"
+        )
+    return int(problems > 0)
 
 
 @turnpack.command()

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -115,9 +116,16 @@ class Encoder:
         self._roles: dict[Role, int] = {}
         self._layouts: dict[Shape, _Layout | None] = {}
         self._constants: dict[tuple[str, bool], tuple[int, ...]] = {}
+        # A template learns from what it renders, so no two threads use it at once.
+        self._rendering = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_layouts": {}}  # they hold functions made here
+        kept = {**self.__dict__, "_layouts": {}}  # they hold functions made here
+        del kept["_rendering"]
+        return kept
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _rendering=threading.Lock())
 
     def __call__(
         self,
@@ -130,34 +138,47 @@ class Encoder:
         RowError; with a list `rejects`, it is appended there as a Reject and the others go on.
         """
         parts = []
-        numbered = enumerate(conversations)
-        while batch := list(islice(numbered, BATCH)):
-            parts.append(self._encode_batch(batch, rejects))
+        told, first, rest = self.fallback, 0, iter(conversations)
+        while batch := list(islice(rest, BATCH)):
+            parts.append(self.finish(self.begin(batch, first), rejects))
+            first += len(batch)
+            if self.fallback != told:
+                told = self.fallback
+                warnings.warn(cast(str, told), FallbackWarning, stacklevel=2)
         if len(parts) == 1:
             return parts[0]
         return Tokens.join(parts) if parts else self.tokens([], [])
 
-    def _encode_batch(
-        self, batch: Sequence[tuple[int, Any]], rejects: list[Reject] | None
-    ) -> Tokens:
-        turns = _Turns()
-        numbers: list[int] = []
-        conversations: list[Conversation] = []
-        noted: list[tuple[int, tuple[str, ...]]] = []
-        refused: dict[int, tuple[Any, RowError]] = {}
-        for number, item in batch:
-            try:
-                conversation = self.conversation(item)
-                warned = self._add(conversation, turns)
-            except RowError as error:
-                refused[number] = item, error
-                continue
-            numbers.append(number)
-            conversations.append(conversation)
-            if warned:
-                noted.append((number, warned))
-        tokens = self._encode(turns, numbers)
-        self._look_for_fallback(turns, conversations, numbers)
+    def begin(self, batch: Sequence[Any], first: int = 0) -> Begun:
+        """Render a batch: the first half of a call, the one that has to do with Python objects.
+
+        `finish` is the other half, and may run in another thread meanwhile, batch after batch.
+        `first`: the number of the batch's first conversation.
+        """
+        begun = Begun()
+        with self._rendering:
+            for number, item in enumerate(batch, first):
+                try:
+                    conversation = self.conversation(item)
+                    warned = self._add(conversation, begun.turns)
+                except RowError as error:
+                    begun.refused[number] = item, error
+                    continue
+                begun.numbers.append(number)
+                begun.conversations.append(conversation)
+                if warned:
+                    begun.noted.append((number, warned))
+        begun.roles = tuple(self._roles)
+        return begun
+
+    def finish(self, begun: Begun, rejects: list[Reject] | None = None) -> Tokens:
+        """Tokenize, mask and truncate what `begin` made, in the order in which it made it.
+
+        Of a fast tokenizer that is given up only `fallback` tells, there is no warning.
+        """
+        numbers, conversations, refused = begun.numbers, begun.conversations, begun.refused
+        tokens = self._encode(begun.turns, numbers, begun.roles)
+        self._look_for_fallback(begun.turns, conversations, numbers)
         tokens, too_bad = self._fit(tokens, conversations)
         for index, reason in too_bad.items():
             refused[numbers[index]] = conversations[index], reason
@@ -165,7 +186,7 @@ class Encoder:
             if rejects is None:
                 raise reason.at(getattr(item, "source", None) or f"conversation {number}")
             rejects.append(_reject(item, reason))
-        for number, warned in noted:
+        for number, warned in begun.noted:
             if number not in refused:
                 self.warnings.update(warned)
         return tokens
@@ -173,7 +194,7 @@ class Encoder:
     def _look_for_fallback(
         self, turns: _Turns, conversations: Sequence[Conversation], numbers: Sequence[int]
     ) -> None:
-        """Tell, once, that the backend gave up its fast tokenizer, and at which row."""
+        """Note, once, that the backend gave up its fast tokenizer, and at which row."""
         found = getattr(self.backend, "fallback", None)
         if found is None or self.fallback is not None:
             return
@@ -183,7 +204,6 @@ class Encoder:
             row = rows[turns.has_text][turns.texts.index(found.text)]
             place = str(conversations[row].source or f"conversation {numbers[row]}")
         self.fallback = f"{place}: {found.reason}; encoded again, and all that follows"
-        warnings.warn(self.fallback, FallbackWarning, stacklevel=4)
 
     def conversation(self, item: Any) -> Conversation:
         """What `item` is as a Conversation, with the system message where it has none."""
@@ -211,9 +231,11 @@ class Encoder:
     def tokens(self, rendered: Sequence[Rendered], numbers: Sequence[int] | None = None) -> Tokens:
         """All of `rendered` as rows, whatever their length; `numbers` are their `source`."""
         turns = _Turns()
-        for row in rendered:
-            self._turn(self._cut(row.segments), turns)
-        return self._encode(turns, range(len(rendered)) if numbers is None else numbers)
+        with self._rendering:
+            for row in rendered:
+                self._turn(self._cut(row.segments), turns)
+            roles = tuple(self._roles)
+        return self._encode(turns, range(len(rendered)) if numbers is None else numbers, roles)
 
     def _add(self, conversation: Conversation, turns: _Turns) -> tuple[str, ...]:
         """Append the turns of a conversation; returns the template's warnings."""
@@ -278,14 +300,13 @@ class Encoder:
             turns.weighted |= any(weight != 1 for _, target, weight in part.pieces if target)
         turns.of_row.append(len(parts))
 
-    def _encode(self, turns: _Turns, numbers: Sequence[int]) -> Tokens:
-        """Rows from their turns; `numbers` are the rows' `source`."""
+    def _encode(self, turns: _Turns, numbers: Sequence[int], roles: Sequence[Role]) -> Tokens:
+        """Rows from their turns; `numbers` are the rows' `source`, `roles` all that they have."""
         ids, text_offsets, text_weights = self._encode_texts(turns)
         has_text = np.array(turns.has_text, bool)
         lengths = np.zeros(len(has_text), np.int64)
         lengths[has_text] = np.diff(text_offsets)
         role_of = np.array(turns.roles, np.int64)
-        roles = list(self._roles)
         made = kernels.concat(ids, _offsets(lengths), role_of, _offsets(turns.of_row), roles)
         loss_mask = made.loss_mask
         weights = None
@@ -442,10 +463,11 @@ class Encoder:
             middle = (low + high) // 2
             kept = [m for exchange in exchanges[:middle] for m in exchange if m["role"] == "system"]
             kept += [message for exchange in exchanges[middle:] for message in exchange]
-            shorter = self.tokens(
-                [self.template.render((*head, *kept), conversation.tools, train_on=self.train_on)],
-                [number],
-            )
+            with self._rendering:
+                rendered = self.template.render(
+                    (*head, *kept), conversation.tools, train_on=self.train_on
+                )
+            shorter = self.tokens([rendered], [number])
             if len(shorter.input_ids) <= limit:
                 best, high = shorter, middle - 1
             else:
@@ -492,6 +514,22 @@ class _Part(NamedTuple):
         if self.control_id is None:
             return Role(target=target)
         return Role(suffix=(self.control_id,), suffix_target=target)
+
+
+class Begun:
+    """A batch between the two halves of an Encoder's call.
+
+    `turns` of the conversations that were rendered, those with their `numbers`, the warnings
+    `noted` of each, and what was `refused`. `roles`: what the numbers in `turns` mean.
+    """
+
+    def __init__(self) -> None:
+        self.turns = _Turns()
+        self.roles: tuple[Role, ...] = ()
+        self.numbers: list[int] = []
+        self.conversations: list[Conversation] = []
+        self.noted: list[tuple[int, tuple[str, ...]]] = []
+        self.refused: dict[int, tuple[Any, RowError]] = {}
 
 
 class _Turns:

@@ -1,12 +1,13 @@
 """Bins as arrays that are mapped into memory: one copy a machine, however many processes read it.
 
 Owns where those arrays lie, and that Parquet is decoded into them once, by one process. What is in
-the files is sinks.py's.
+the files is sinks/'s.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -19,13 +20,12 @@ import orjson
 import pyarrow.parquet as pq
 
 from .output import NUMPY, write_json
-from .sinks import NUMPY_ARRAYS, NumpySink
+from .sinks import NUMPY_ARRAYS, NumpySink, stored
 
 # Which files an array folder was made of; it is written last.
 INDEX = "index.json"
-# Bins that are decoded at a time.
-BATCH = 64
-COLUMNS = ("input_ids", "labels", "loss_mask", "seq_lengths", "loss_weights")
+# Bytes at the end of a Parquet file that tell it from others.
+TAIL = 1 << 16
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -51,8 +51,8 @@ def find(path: str | os.PathLike[str], split: str) -> tuple[list[Path], Path]:
 def load(files: Sequence[Path], folder: Path) -> Arrays:
     """Map the arrays of these files; decode them into `folder` first if they are not there.
 
-    Of several processes one decodes and the others wait. A cache of other files, or of files that
-    have changed since, is made anew.
+    Of several processes one decodes and the others wait. A cache of other files is made
+    anew.
     """
     sources = _sources(files)
     if not _is_of(folder, sources):
@@ -71,22 +71,15 @@ def load(files: Sequence[Path], folder: Path) -> Arrays:
 def decode(files: Sequence[Path], folder: Path) -> None:
     """Decode Parquet files into a folder of arrays, which appears whole or not at all."""
     sources = _sources(files)
-    names = [name for name in COLUMNS if name in pq.read_schema(files[0]).names]
-    if "input_ids" not in names:
-        raise ValueError(f"{files[0]} has no column input_ids")
+    weighted = "loss_weights" in pq.read_schema(files[0]).names
     fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with NumpySink(fresh, "loss_weights" in names) as sink:
-            for path in files:
-                with pq.ParquetFile(path) as file:
-                    for batch in file.iter_batches(BATCH, columns=names):
-                        try:
-                            sink.write(batch)
-                        except ValueError as error:
-                            raise ValueError(f"{path}: {error}") from None
+        with NumpySink(fresh, weighted) as sink:
+            for bins in stored(files):
+                sink.write(bins)
         write_json(fresh / INDEX, sources)
         if folder.exists():
             folder.rename(old)
@@ -97,8 +90,15 @@ def decode(files: Sequence[Path], folder: Path) -> None:
 
 
 def _sources(files: Sequence[Path]) -> list[dict[str, Any]]:
-    found = [(path.name, path.stat()) for path in files]
-    return [{"file": name, "bytes": s.st_size, "changed_ns": s.st_mtime_ns} for name, s in found]
+    """What tells files from others: their sizes, and how they end, which is Parquet's own index."""
+    sources = []
+    for path in files:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL))
+            end = hashlib.sha256(file.read()).hexdigest()
+        sources.append({"file": path.name, "bytes": size, "end_sha256": end})
+    return sources
 
 
 def _is_of(folder: Path, sources: list[dict[str, Any]]) -> bool:

@@ -6,12 +6,14 @@ files hold.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,40 +24,93 @@ from ._version import __version__
 
 MANIFEST = "manifest.json"
 NUMPY = "numpy"
+# The folder in which a run makes what it will move into place, and what may lie there.
+HIDDEN = ".turnpack"
+JOURNAL = "journal.json"
+MOVING = "moving.json"
 # In the order in which an old output is taken away; the new one comes in reverse, so that a
 # manifest is there only while everything it lists is.
-ENTRIES = (MANIFEST, NUMPY, "data", "tokenizer", "rejects.jsonl", "report.json", "report.html")
+RUN = "run.json"
+ENTRIES = (
+    *(MANIFEST, NUMPY, "megatron", "bridge", "data", "tokenizer"),
+    *("rejects.jsonl", "report.json", "report.html", RUN),
+)
 # What may lie in NUMPY that no manifest lists: a loader's own cache of the data.
 CACHED = (".npy", ".json", ".lock")
 
 
 @contextmanager
-def replacing(directory: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a hidden folder to write into; when the block ends well, its entries move into place.
+def replacing(directory: str | os.PathLike[str], resume: bool = False) -> Iterator[Path]:
+    """Yield a hidden folder with an output in its folder `new`, empty or unfinished.
 
-    It lies inside `directory`, so that moving is renaming also where that is a mount of its own. An
-    earlier output goes as a whole. If the block or the move fails, the folder is removed and the
-    directory is as it was before. Raises before anything else where `directory` cannot be written
-    or holds files of these names that turnpack did not write.
+    When the block ends well, the entries of `new` move into place. The hidden folder lies inside
+    `directory`, so that moving is renaming also where that is a mount of its own. An earlier output
+    goes as a whole. If the block or the move fails, the directory is as it was before, and the
+    hidden folder is removed, unless the block has left a journal in it: then the next call that is
+    to `resume` yields it as it is. One process at a time works on a directory; a killed one's lock
+    goes with it, and a move that it began is ended.
+
+    Raises before anything else where `directory` cannot be written or holds files of these names
+    that turnpack did not write, BlockingIOError where another process works on it.
     """
     target = Path(directory)
-    _refuse_strangers(target)
     made = _make(target)
-    hidden: Path | None = None
+    hidden = target / HIDDEN
+    lock = None
     try:
-        hidden = _hidden(target)
-        fresh, old = hidden / "new", hidden / "old"
-        fresh.mkdir()
-        old.mkdir()
-        yield fresh
-        _swap(target, fresh, old)
+        lock = _locked(target, hidden)
+        _end_move(target, hidden)
+        _refuse_strangers(target)
+        if not (resume and (hidden / JOURNAL).exists()):
+            _clear(hidden)
+        for name in ("new", "old"):
+            (hidden / name).mkdir(exist_ok=True)
+        yield hidden
+        _move(target, hidden)
+        _clear(hidden)
         made.clear()
     finally:
-        if hidden is not None:
+        if lock is not None and not (hidden / JOURNAL).exists():
             shutil.rmtree(hidden, ignore_errors=True)
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(target: Path, hidden: Path) -> int:
+    """Make the hidden folder and lock it, until the file that this returns is closed."""
+    for attempt in itertools.count():
+        try:
+            hidden.mkdir(exist_ok=True)
+            lock = os.open(hidden / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and attempt < 100:
+                continue  # the run before us ended just now
+            error.filename = str(target)  # it is the directory that cannot be written
+            raise
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            by = os.read(lock, 100).decode("ascii", "replace") or "another process"
+            os.close(lock)
+            raise BlockingIOError(errno.EAGAIN, f"{by} is writing there", str(target)) from None
+        with suppress(OSError):
+            if os.path.samestat(os.stat(hidden / "lock"), os.fstat(lock)):
+                break
+        os.close(lock)  # of a folder that was removed meanwhile
+    with suppress(OSError):
+        os.truncate(lock, 0)
+        os.write(lock, b"process %d" % os.getpid())
+    return lock
+
+
+def _clear(hidden: Path) -> None:
+    """Remove everything but the lock; the journal first, as it would vouch for the rest."""
+    (hidden / JOURNAL).unlink(missing_ok=True)
+    keep_only(hidden, ["lock", MOVING])
+    keep_only(hidden, ["lock"])
 
 
 def is_output(directory: str | os.PathLike[str]) -> bool:
@@ -67,27 +122,37 @@ def is_output(directory: str | os.PathLike[str]) -> bool:
     return isinstance(manifest, dict) and {"turnpack", "files"} <= manifest.keys()
 
 
-def write_manifest(folder: Path, counts: Mapping[str, Mapping[str, int]]) -> None:
-    """List every file under `folder` with its size, its sha256 and what `counts` has for it."""
+def write_manifest(folder: Path, known: Mapping[str, Mapping[str, Any]]) -> None:
+    """List every file under `folder` but RUN, with its size, its sha256 and what is `known` of it.
+
+    All that is not known with its sha256 is put on the disk first.
+    """
     files: list[dict[str, Any]] = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
-        size = path.stat().st_size
-        files.append({"path": name, "bytes": size, **counts.get(name, {}), "sha256": _sha256(path)})
+        if name == RUN:
+            continue
+        facts = {"bytes": path.stat().st_size, **known.get(name, {})}
+        if "sha256" not in facts:
+            sync(path)
+            facts["sha256"] = sha256(path)
+        files.append({"path": name, **facts})
     write_json(folder / MANIFEST, {"turnpack": __version__, "files": files})
+    sync(folder / MANIFEST)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON."""
-    path.write_bytes(_dumps(value, indent=2) + b"\n")
+    path.write_bytes(dumps(value, indent=2) + b"\n")
 
 
 def json_line(value: Any) -> bytes:
     """Return one line of JSON for any value a reader may have met."""
-    return _dumps(value, indent=None) + b"\n"
+    return dumps(value) + b"\n"
 
 
-def _dumps(value: Any, indent: int | None) -> bytes:
+def dumps(value: Any, indent: int | None = None) -> bytes:
+    """JSON of any value, as far as that goes."""
     option = orjson.OPT_NON_STR_KEYS | (orjson.OPT_INDENT_2 if indent else 0)
     try:
         return orjson.dumps(value, default=repr, option=option)
@@ -127,16 +192,13 @@ def _make(target: Path) -> list[Path]:
     return missing
 
 
-def _hidden(target: Path) -> Path:
-    try:
-        return Path(tempfile.mkdtemp(prefix=".turnpack-", dir=target))
-    except OSError as error:
-        error.filename = str(target)  # it is the directory that cannot be written
-        raise
-
-
-def _swap(target: Path, fresh: Path, old: Path) -> None:
+def _move(target: Path, hidden: Path) -> None:
+    """Replace the entries of `target` by those in `new`; undo it where that fails."""
+    fresh, old = hidden / "new", hidden / "old"
     incoming = [name for name in reversed(ENTRIES) if (fresh / name).exists()]
+    write_json(hidden / MOVING, incoming)
+    sync(hidden / MOVING)
+    sync(hidden)
     try:
         for name in ENTRIES:
             if os.path.lexists(target / name):
@@ -149,10 +211,47 @@ def _swap(target: Path, fresh: Path, old: Path) -> None:
                 os.rename(target / name, fresh / name)
             if os.path.lexists(old / name):
                 os.rename(old / name, target / name)
+        (hidden / MOVING).unlink()
         raise
+    sync(target)
 
 
-def _sha256(path: Path) -> str:
+def _end_move(target: Path, hidden: Path) -> None:
+    """Go on where a process was killed while it moved entries."""
+    try:
+        incoming = orjson.loads((hidden / MOVING).read_bytes())
+    except (FileNotFoundError, ValueError):  # it was killed before it moved anything
+        return
+    fresh, old = hidden / "new", hidden / "old"
+    for name in ENTRIES:
+        is_old = name not in incoming or (fresh / name).exists()
+        if is_old and os.path.lexists(target / name):
+            os.rename(target / name, old / name)
+    for name in incoming:
+        if (fresh / name).exists():
+            os.rename(fresh / name, target / name)
+    _clear(hidden)
+
+
+def keep_only(folder: Path, names: Iterable[str]) -> None:
+    """Remove what is in a folder but is not called so."""
+    kept = {*names}
+    for path in folder.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def sync(path: Path) -> None:
+    """See to it that a file, or the names in a folder, survive the machine."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -36,7 +36,11 @@ class Report:
 
     `conversations` are the rows of the input: read = packed + rejected. `rows` are what the
     packed ones became: under truncate "split" one may become several. `trained` counts labels as
-    written. `seconds` is time spent, over all workers together, by stage; `total` is by the clock.
+    written.
+
+    What may differ from run to run over the same input is in run.json: `seconds` spent, over all
+    threads and workers together, by stage (`total` is by the clock), and `compared`, the texts on
+    which a fast tokenizer was.
     """
 
     turnpack: str = __version__
@@ -54,10 +58,16 @@ class Report:
     warnings: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     files: list[dict[str, Any]] = field(default_factory=list)
+    compared: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as report.json spells it."""
-        return dataclasses.asdict(self)
+        about = self.about_the_run()
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in about}
+
+    def about_the_run(self) -> dict[str, Any]:
+        """Return what run.json holds of it."""
+        return {"seconds": self.seconds, "compared": self.compared}
 
 
 def summary(report: Report) -> Iterator[tuple[str, str]]:
@@ -77,14 +87,14 @@ def summary(report: Report) -> Iterator[tuple[str, str]]:
         yield "tokenized by", report.tokenizer["library"] + (f" ({one_line(why)})" if why else "")
     yield "bins", f"{report.bins:,} of {report.capacity:,} tokens"
     yield "utilization", f"{report.utilization:.2%}"
-    yield "seconds", ", ".join(f"{stage} {value:.2f}" for stage, value in report.seconds.items())
     for phrase, number in report.warnings.items():
         yield "warning", f"{one_line(phrase)} ({number:,})"
 
 
 def table(report: Report) -> str:
     """Lay the summary out for the terminal, a line for each pair."""
-    pairs = list(summary(report))
+    spent = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in report.seconds.items())
+    pairs = [*summary(report), *([("seconds", spent)] if spent else [])]
     width = max(len(name) for name, _ in pairs)
     return "\n".join(f"{name:{width}}  {value}" for name, value in pairs)
 

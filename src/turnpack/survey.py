@@ -480,7 +480,7 @@ class Needs:
 def strategies(made: Survey, strategy: str) -> list[Needs]:
     """What the strategies need for the rows of a survey, worst first; this run's own as it is."""
     names: dict[str, Strategy | None] = {
-        "one row a bin": None,
+        "none": None,
         "in_order": "in_order",
         "first_fit": "first_fit",
         "best_fit": "best_fit",

@@ -48,8 +48,9 @@ class Backend(Protocol):
     behind it; neither), `chat_template` (its own, a text or several by name; none),
     `special_tokens` (what that template may call them, `unk_token` say; none), `stop_tokens`
     (where generation stops besides EOS; none), `own_ids(texts)` (the ids that the tokenizer itself
-    gives for texts, added tokens read; what it encodes is compared instead), `fingerprint()`,
-    `save(directory)`, `name`. `boundary="whole"` asks for an ExtentBackend.
+    gives for texts, added tokens read; what it encodes is compared instead), `vocabulary` (one more
+    than the largest id that it can give; unknown), `fingerprint()`, `save(directory)`, `name`.
+    `boundary="whole"` asks for an ExtentBackend.
 
     `fresh_after` says where a run of ordinary text is encoded as the tokenizer encodes the start
     of a text (a SentencePiece model puts a `▁` there): at the start of a row only ("none"), also
@@ -259,6 +260,11 @@ class HuggingFace(Accelerated):
         added = self._own.get_added_tokens_decoder().values()
         fresh, continuing = self._fresh.to_str(), self._continuing.to_str()
         return Gigatoken("from_json", fresh, continuing, [token.content for token in added])
+
+    @property
+    def vocabulary(self) -> int:
+        """See Backend."""
+        return max(self._own.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def pieces(self) -> list[str]:
         """Some texts of the vocabulary, from all over it."""
@@ -554,6 +560,11 @@ class SentencePiece(Accelerated):
         )
         added = [*self._unlike, *self._control]
         return Gigatoken("from_sentencepiece", fresh, continuing, added)
+
+    @property
+    def vocabulary(self) -> int:
+        """See Backend."""
+        return max(int(self._fresh.get_piece_size()), *(i + 1 for i in self._spelled), 0)
 
     def pieces(self) -> list[str]:
         """Some texts of the vocabulary, from all over it."""

@@ -256,6 +256,8 @@ def _thousands(number: int) -> str:
 
 
 _STRATEGIES = {
+    "none": "one row a bin",
+    "stream": "as a stream",
     "in_order": "in order",
     "first_fit": "first fit",
     "best_fit": "best fit",
@@ -383,9 +385,6 @@ def _made(report: Mapping[str, Any]) -> str:
         (name.replace("_", " "), "none" if value is None else value)
         for name, value in (_of(report, "options") or {}).items()
     ]
-    seconds = _of(report, "seconds") or {}
-    spent = ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items())
-    pairs.append(("seconds", spent))
     listed = "".join(
         f"<div><dt>{markup.text(name)}</dt><dd>{markup.name(shortened(str(value)))}</dd></div>"
         for name, value in pairs

@@ -33,7 +33,7 @@ class PackedDataset(Dataset[Item]):
     `split`: which files of a folder, by what their names begin with. `documents`: items are the
     single documents instead of the bins, for `PackingBatchSampler` to pack anew. `cache`: the
     folder for the mapped arrays; by default `numpy/` beside the Parquet, into which it is decoded
-    once, by the first process, unless `prepare` has (`--numpy`).
+    once, by the first process, unless `prepare` has (`--sink numpy`).
 
     `lengths` int64 `[items]`: tokens of each item.
     """

@@ -1,0 +1,330 @@
+"""A run of `prepare` under way: chunks of the input through bins into files, and its journal.
+
+Owns what is counted, which rows go into which split, and when the run is safe to go on from. Knows
+no option but those, and nothing of the directory in which its folder lies.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from itertools import accumulate, islice, pairwise
+from pathlib import Path
+from time import perf_counter
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+from .binning import Binning
+from .encode import FallbackWarning
+from .fast_tokenizer import Accelerated
+from .journal import Journal
+from .nouns import Reject, RowError, Source
+from .output import json_line, keep_only, sync
+from .pipeline import Encoded, Work, encoded
+from .records import RawRow
+from .rows import Rows
+from .shards import Shards, Written
+
+# Rows and bytes that are encoded in one call. Fixed, so that nothing depends on the number of
+# workers; small enough that a call ends within a second.
+CHUNK = 1000
+CHUNK_BYTES = 1 << 21
+# Rejects of each reason that the page shows.
+EXAMPLES = 3
+STAGES = ("read", "render", "tokenize", "plan", "pack", "write")
+
+REJECTS = "rejects.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is: what `prepare` tells its `progress` callback, a few times a second.
+
+    `stage`: "encode" (bins are written meanwhile, if the strategy allows) or "write", for `seconds`
+    now. `done` of `total`: bytes of input as far as they can be told, then tokens. `rows` read,
+    `tokens` encoded or written and `rejected` so far; `utilization` of the bins so far, if any.
+    """
+
+    stage: str
+    seconds: float
+    done: int
+    total: int
+    rows: int
+    tokens: int
+    rejected: int
+    utilization: float | None
+
+
+def block_tokens(shard_tokens: int) -> int:
+    """Tokens of a block, in which a stream's bins are shuffled, and which is written at once."""
+    return max(1, shard_tokens // 8)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was counted of the input so far, in JSON's types.
+
+    `read`, `rejected`: rows by input. `bytes` of those read, as far as they can be told. `tokens`
+    that were encoded. `fallback`: why a fast tokenizer was given up, `compared`: texts that it was
+    compared on.
+    """
+
+    read: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    warnings: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    bytes: int = 0
+    tokens: int = 0
+    compared: int = 0
+    fallback: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a job needs to know of the options; `shard_tokens` and `capacity` in tokens."""
+
+    capacity: int
+    shard_tokens: int
+    validation: float
+    seed: int
+    strict: bool
+
+    @property
+    def due(self) -> int:
+        """Tokens after which the open files end, with a block, for an entry in the journal.
+
+        Less than a file may have: the block may be larger than it was meant to be.
+        """
+        return self.shard_tokens - 2 * block_tokens(self.shard_tokens)
+
+
+def add(counts: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Add numbers by key."""
+    for key, number in more.items():
+        counts[key] = counts.get(key, 0) + number
+
+
+class Job:
+    """One run in `folder`: from where the journal stands to the last file.
+
+    `sizes`: the input files in order and their bytes. `splits`: what makes the bins of each split.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        journal: Journal,
+        work: Work,
+        sizes: Mapping[str, int],
+        splits: Mapping[str, Binning],
+        settings: Settings,
+        progress: Callable[[Progress], None],
+    ) -> None:
+        self.tally = Tally()
+        self.written = {name: Written() for name in splits}
+        self._folder = folder
+        self._journal = journal
+        self._work = work
+        self._sizes = sizes
+        self._before = list(accumulate(sizes.values(), initial=0))
+        self._splits = splits
+        self._settings = settings
+        self._progress = progress
+        self._shards: dict[str, Shards] = {}
+        self._log: BinaryIO
+        self._since = 0  # tokens since the last entry in the journal
+        self._states: dict[str, Any] = {}
+        self._flushed: dict[str, int] = {}  # blocks of each split that are written at the end
+        self._begun = perf_counter()
+
+    def run(self, raw: Iterator[RawRow], workers: int) -> None:
+        """Do the work, from the first of the rows that are not behind us."""
+        (self._folder / "data").mkdir(exist_ok=True)
+        log_bytes = self._restore()
+        with ExitStack() as stack:
+            for name in self._splits:
+                shards = Shards(self._folder, name, self._settings.shard_tokens, self.written[name])
+                self._shards[name] = stack.enter_context(shards)
+            self._log = stack.enter_context((self._folder / REJECTS).open("ab"))
+            self._log.truncate(log_bytes)
+            behind = sum(self.tally.read.values())
+            chunks = self._chunks(islice(raw, behind, None))
+            for chunk in stack.enter_context(closing(encoded(self._work, chunks, workers))):
+                self._take(chunk)
+            self._flush()
+            for shards in self._shards.values():
+                shards.close()
+                add(self.tally.seconds, shards.seconds)
+
+    def _chunks(self, raw: Iterator[RawRow]) -> Iterator[list[RawRow]]:
+        while True:
+            begun = perf_counter()
+            rows, size = [], 0
+            for row in islice(raw, CHUNK):
+                rows.append(row)
+                if isinstance(row.content, bytes):
+                    size += len(row.content)
+                    if size > CHUNK_BYTES:
+                        break
+            add(self.tally.seconds, {"read": perf_counter() - begun})
+            if not rows:
+                return
+            yield rows
+
+    def _take(self, chunk: Encoded) -> None:
+        """Count a chunk, and let its rows go on to their bins."""
+        if self._settings.strict and chunk.rejects:
+            first = chunk.rejects[0]
+            raise RowError(first.reason, first.detail, str(first.source))
+        tally = self.tally
+        writing = perf_counter()
+        for reject in chunk.rejects:
+            self._reject(reject)
+        planning = perf_counter()
+        add(tally.read, {str(number): rows for number, rows in chunk.read.items()})
+        add(tally.warnings, chunk.warnings)
+        add(tally.seconds, chunk.seconds)
+        tally.bytes = max(tally.bytes + chunk.bytes, self._before[max(chunk.read)])
+        tally.tokens += len(chunk.rows.tokens.input_ids)
+        tally.compared += chunk.compared
+        if chunk.fallback is not None:
+            tally.fallback = chunk.fallback
+            add(tally.warnings, {"a fast tokenizer was given up": 1})
+            warnings.warn(chunk.fallback, FallbackWarning, stacklevel=4)
+        self._since += len(chunk.rows.tokens.input_ids)
+        filled = self._all_held
+        for name, rows in self._split(chunk.rows):
+            for block in self._splits[name].add(rows):
+                self._shards[name].write(block)
+                filled = True
+        done = perf_counter()
+        add(tally.seconds, {"write": planning - writing, "plan": done - planning})
+        if filled and self._since >= self._settings.due:
+            self._checkpoint()
+        self._tell("encode", min(tally.bytes, self._before[-1]), self._before[-1], tally.tokens)
+
+    def _split(self, rows: Rows) -> Iterator[tuple[str, Rows]]:
+        """The rows of each split: which one is for their tokens and the seed to say."""
+        if "validation" not in self._splits:
+            yield "train", rows
+            return
+        key = self._settings.seed.to_bytes(16, "little")
+        ids, offsets = rows.tokens.input_ids, rows.tokens.offsets
+        starts = [*np.flatnonzero(rows.first).tolist(), len(rows)]
+        chosen = np.zeros(len(rows), bool)
+        for start, stop in pairwise(starts):
+            whole = ids[offsets[start] : offsets[stop]].tobytes()
+            draw = int.from_bytes(blake2b(whole, key=key, digest_size=8).digest(), "little")
+            chosen[start:stop] = draw < self._settings.validation * 2.0**64
+        yield "train", rows.take(np.flatnonzero(~chosen))
+        yield "validation", rows.take(np.flatnonzero(chosen))
+
+    def _reject(self, reject: Reject) -> None:
+        tally, source = self.tally, cast(Source, reject.source)
+        place = {"line": source.line, "index": source.index}
+        self._log.write(
+            json_line(
+                {
+                    "file": source.file,
+                    **{key: value for key, value in place.items() if value is not None},
+                    "reason": reject.reason,
+                    "detail": reject.detail,
+                    "row": reject.row,
+                }
+            )
+        )
+        add(tally.rejected, {str(self._work.files[source.file]): 1})
+        add(tally.reasons, {reject.reason: 1})
+        examples = tally.examples.setdefault(reject.reason, [])
+        if len(examples) < EXAMPLES:
+            examples.append(str(reject))
+
+    @property
+    def _all_held(self) -> bool:
+        return all(split.holds_all for split in self._splits.values())
+
+    def _flush(self) -> None:
+        """Write all that waits. What a strategy has held until now may be more than one file."""
+        safe = self._all_held and bool(self._states or self._since >= self._settings.due)
+        if safe and not self._flushed:
+            self._checkpoint()
+        total, done = self.tally.tokens, 0
+        for name, split in self._splits.items():
+            begun = perf_counter()
+            for number, block in enumerate(split.flush(), 1):
+                add(self.tally.seconds, {"plan": perf_counter() - begun})
+                fill = int(block.plan.fill.sum())
+                done += fill
+                if number > self._flushed.get(name, 0):
+                    self._shards[name].write(block)
+                    self._flushed[name] = number
+                    self._since += fill
+                    if safe and self._since >= self._settings.due:
+                        self._record()
+                    self._tell("write", done, total, done)
+                begun = perf_counter()
+
+    # -- the journal ---------------------------------------------------------------------------
+
+    def _checkpoint(self) -> None:
+        """End all files and write down what is held: from here a run can go on."""
+        for name, split in self._splits.items():
+            for block in split.drain():
+                self._shards[name].write(block)
+        self._states = {
+            name: split.save(self._journal.state, f"{self._journal.next}-{name}")
+            for name, split in self._splits.items()
+        }
+        self._record()
+
+    def _record(self) -> None:
+        for shards in self._shards.values():
+            shards.close()
+        sync(self._folder / "data")
+        self._log.flush()
+        os.fsync(self._log.fileno())
+        entry = {
+            "tally": asdict(self.tally),
+            "written": {name: written.to_dict() for name, written in self.written.items()},
+            "rejects_bytes": self._log.tell(),
+            "held": self._states,
+            "flushed": self._flushed,
+        }
+        files = [name for state in self._states.values() for name in state["files"]]
+        self._journal.write(entry, files)
+        self._since = 0
+
+    def _restore(self) -> int:
+        """Go back to the last entry; return how many bytes of the rejects are behind it."""
+        entry = self._journal.read()
+        keep_only(self._folder, ["data", REJECTS])
+        if entry is None:
+            keep_only(self._folder / "data", [])
+            return 0
+        self.tally = Tally(**entry["tally"])
+        self.written = {name: Written(**written) for name, written in entry["written"].items()}
+        self._states, self._flushed = entry["held"], entry["flushed"]
+        kept = [Path(f["path"]).name for w in self.written.values() for f in w.files]
+        keep_only(self._folder / "data", kept)
+        for name, split in self._splits.items():
+            split.load(self._journal.state, self._states[name])
+        backend = self._work.encoder.backend
+        if self.tally.fallback is not None and isinstance(backend, Accelerated):
+            backend.give_up()
+        return cast(int, entry["rejects_bytes"])
+
+    def _tell(self, stage: str, done: int, total: int, tokens: int) -> None:
+        tally = self.tally
+        seconds = perf_counter() - self._begun
+        rows, rejected = sum(tally.read.values()), sum(tally.rejected.values())
+        bins = sum(written.bins for written in self.written.values())
+        cells = bins * self._settings.capacity
+        used = sum(w.tokens for w in self.written.values()) / cells if cells else None
+        self._progress(Progress(stage, seconds, done, total, rows, tokens, rejected, used))

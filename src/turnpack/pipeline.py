@@ -1,0 +1,269 @@
+"""Rows of the input → rows of tokens, in order, on all processors.
+
+Owns what runs in which thread or process. What is done with a row is records.py's and encode.py's;
+what becomes of its tokens is the caller's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import connection, get_context, parent_process
+from time import perf_counter
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+
+from . import records
+from .encode import Begun, Encoder
+from .fast_tokenizer import Accelerated
+from .nouns import Conversation, Reject, Source
+from .records import RawRow
+from .rows import Rows
+
+# Objects made between two searches for garbage in cycles. A row makes some ten, none of them in a
+# cycle, and with Python's own 700 the searches take a third of the time of reading.
+COLLECT_EVERY = 100_000
+
+
+@dataclass(slots=True)
+class Encoded:
+    """What encoding made of a chunk of the input.
+
+    `rows`, and `rejects` in the order of the input. `read`: how many rows it had of which input,
+    `bytes`: theirs, as far as they can be told. `warnings` and `seconds` (by stage) are those of
+    the report. `exact`: the tokenizer's own library encoded from the first row on. `fallback`:
+    where a fast tokenizer was given up, `compared`: texts that both encoded.
+    """
+
+    rows: Rows
+    rejects: list[Reject]
+    read: Counter[int]
+    bytes: int
+    warnings: Counter[str]
+    seconds: dict[str, float]
+    exact: bool
+    fallback: str | None
+    compared: int
+
+
+@dataclass(slots=True)
+class _Parsed:
+    """A chunk between the two halves of the work."""
+
+    begun: Begun
+    raw: Sequence[RawRow]
+    sources: list[Source]
+    rejects: list[Reject]
+    seconds: dict[str, float]
+
+
+@dataclass(slots=True)
+class Work:
+    """What is done with a chunk, in two halves; `files` says which input has which number."""
+
+    encoder: Encoder
+    format: str | None
+    files: dict[str, int]
+
+    @property
+    def settled(self) -> bool:
+        """Whether the tokenizer is past the first texts, which it compares."""
+        backend = self.encoder.backend
+        return not isinstance(backend, Accelerated) or backend.settled
+
+    def begin(self, raw: Sequence[RawRow]) -> _Parsed:
+        """Parse and render: Python objects, by one thread at a time."""
+        begun = perf_counter()
+        conversations: list[Conversation] = []
+        rejects: list[Reject] = []
+        for row in raw:
+            parsed = records.parse(row, self.format)
+            if isinstance(parsed, Reject):
+                rejects.append(parsed)
+            else:
+                conversations.append(parsed)
+        parsed_at = perf_counter()
+        rendered = self.encoder.begin(conversations)
+        return _Parsed(
+            rendered,
+            raw,
+            cast("list[Source]", [conversation.source for conversation in conversations]),
+            rejects,
+            {"read": parsed_at - begun, "render": perf_counter() - parsed_at},
+        )
+
+    def finish(self, parsed: _Parsed) -> Encoded:
+        """Tokenize, mask and truncate: arrays, without Python's lock for the most part."""
+        begun = perf_counter()
+        encoder = self.encoder
+        backend, told = encoder.backend, encoder.fallback
+        compared, exact = getattr(backend, "compared", 0), getattr(backend, "exact", True)
+        encoder.warnings.clear()
+        tokenized = encoder.seconds_tokenizing
+        tokens = encoder.finish(parsed.begun, parsed.rejects)
+        rejects, raw = parsed.rejects, parsed.raw
+        if rejects:
+            places = {row.source: number for number, row in enumerate(raw)}
+            rejects.sort(key=lambda reject: places[cast(Source, reject.source)])
+        files = np.array([self.files[source.file] for source in parsed.sources], np.int32)
+        rows = Rows.of(tokens, _names(parsed.sources), files)
+        tokenizing = encoder.seconds_tokenizing - tokenized
+        parsed.seconds["tokenize"] = tokenizing
+        parsed.seconds["render"] += perf_counter() - begun - tokenizing
+        return Encoded(
+            rows,
+            rejects,
+            Counter([self.files[row.source.file] for row in raw]),
+            sum(len(row.content) for row in raw if isinstance(row.content, bytes)),
+            Counter(encoder.warnings),
+            parsed.seconds,
+            exact,
+            None if encoder.fallback == told else encoder.fallback,
+            getattr(backend, "compared", 0) - compared,
+        )
+
+    def __call__(self, raw: Sequence[RawRow], exact: bool = False) -> Encoded:
+        """Do both halves; with `exact` by the tokenizer's own library."""
+        backend = self.encoder.backend
+        if exact and isinstance(backend, Accelerated):
+            backend.give_up()
+        return self.finish(self.begin(raw))
+
+
+def _names(sources: Sequence[Source]) -> pa.Array:
+    """How the places of rows are spelled; a file's name need not be Unicode."""
+    names = [str(source) for source in sources]
+    try:
+        return pa.array(names, pa.large_string())
+    except UnicodeEncodeError:
+        spelled = [name.encode("utf-8", "backslashreplace").decode() for name in names]
+        return pa.array(spelled, pa.large_string())
+
+
+def encoded(
+    work: Work, chunks: Iterator[list[RawRow]], workers: int
+) -> Generator[Encoded, None, None]:
+    """Map `work` over chunks in order, a bounded number of them ahead of the caller.
+
+    With one worker a chunk is rendered in the caller's thread while those before it are tokenized
+    in another; the tokenizer has threads of its own. More workers are processes.
+    """
+    return _in_threads(work, chunks) if workers == 1 else _in_processes(work, chunks, workers)
+
+
+def _in_threads(work: Work, chunks: Iterator[list[RawRow]]) -> Generator[Encoded, None, None]:
+    waiting: deque[Future[Encoded]] = deque()
+    with _pool_of_one("turnpack-tokenize") as pool:
+        for chunk in chunks:
+            waiting.append(pool.submit(work.finish, work.begin(chunk)))
+            if len(waiting) > 2:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextlib.contextmanager
+def _pool_of_one(name: str) -> Iterator[ThreadPoolExecutor]:
+    """A thread that ends with the block, without what it has not begun."""
+    pool = ThreadPoolExecutor(1, name)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_processes(
+    work: Work, chunks: Iterator[list[RawRow]], workers: int
+) -> Generator[Encoded, None, None]:
+    """Map `work` over chunks in processes.
+
+    They are spawned, never forked: a tokenizer may have threads. The first texts, which a fast
+    tokenizer compares, are encoded here. Behind a chunk at which one process gave it up, all is
+    exact: what another made faster meanwhile is made again.
+    """
+    while not work.settled:
+        rows = next(chunks, None)
+        if rows is None:
+            return
+        yield work(rows)
+    exact = False
+
+    def done(rows: list[RawRow], future: Future[Encoded]) -> Encoded:
+        nonlocal exact
+        chunk = future.result()
+        if exact and not chunk.exact:
+            chunk = pool.submit(_in_worker, rows, True).result()
+        exact = exact or chunk.fallback is not None
+        return chunk
+
+    pool = ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=_start_worker, initargs=(work,)
+    )
+    waiting: deque[tuple[list[RawRow], Future[Encoded]]] = deque()
+    try:
+        for chunk in chunks:
+            with _interrupts_held():
+                waiting.append((chunk, pool.submit(_in_worker, chunk, exact)))
+            if len(waiting) > 2 * workers:
+                yield done(*waiting.popleft())
+        while waiting:
+            yield done(*waiting.popleft())
+    except BrokenProcessPool:
+        raise ChildProcessError(
+            "a worker process died, perhaps for lack of memory: try fewer workers"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def seldom_collecting() -> Iterator[None]:
+    """Search for garbage in cycles less often inside the block."""
+    before = gc.get_threshold()
+    gc.set_threshold(max(before[0], COLLECT_EVERY) if before[0] else 0, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Keep SIGINT from processes that start here: stopping them is their parent's business."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_worker: list[Work] = []
+
+
+def _start_worker(work: Work) -> None:
+    gc.set_threshold(COLLECT_EVERY)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other processors have workers of their own
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _worker.append(work)
+
+
+def _in_worker(rows: list[RawRow], exact: bool) -> Encoded:
+    return _worker[0](rows, exact)
+
+
+def _die_with_parent() -> None:
+    """End this process with the one that started it, even if that was killed without a word."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
