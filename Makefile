@@ -15,7 +15,7 @@ demo: .venv/demo
 	@echo
 	$(BIN)/turnpack preview demo-output
 	@echo
-	@echo "The bins are in demo-output/data, the report is demo-output/report.json."
+	@echo "The bins are in demo-output/data; open demo-output/report.html to see what a model would learn."
 
 test: .venv/test
 	$(BIN)/pytest --numprocesses auto

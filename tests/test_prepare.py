@@ -393,7 +393,7 @@ def test_what_turnpack_did_not_write_is_not_replaced(run, tmp_path, name):
         "kernels.pack",
         "whole_job.write_json",
         "whole_job.write_manifest",
-        "whole_job.page",
+        "whole_job.write_page",
     ],
 )
 def test_a_failure_leaves_the_earlier_output(run, tmp_path, monkeypatch, where, error):

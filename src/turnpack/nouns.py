@@ -311,6 +311,11 @@ class Tokens(_Arrays):
         targets = int(np.count_nonzero(self.loss_mask))
         return f"Tokens(rows={len(self)}, tokens={len(self.input_ids)}, targets={targets})"
 
+    def _repr_html_(self) -> str:
+        from . import picture
+
+        return picture.of_tokens(self)
+
     @classmethod
     def join(cls, parts: Sequence[Tokens]) -> Tokens:
         """Put the rows of all parts one after the other, `source` as each has it.
@@ -426,6 +431,11 @@ class Plan(_Arrays):
             f"utilization={self.utilization:.3f})"
         )
 
+    def _repr_html_(self) -> str:
+        from . import picture
+
+        return picture.of_plan(self)
+
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Packed(_Arrays):
@@ -502,6 +512,11 @@ class Packed(_Arrays):
             f"Packed(rows={len(self.rows)}, bins={self.num_bins}, capacity={self.capacity}, "
             f"layout={self.layout!r}, dtype={self.input_ids.dtype})"
         )
+
+    def _repr_html_(self) -> str:
+        from . import picture
+
+        return picture.of_packed(self)
 
 
 CELLS = ("input_ids", "labels", "position_ids", "segment_ids")

@@ -24,7 +24,7 @@ from .job import STAGES, Job, Progress, Settings, StaleError, block_tokens
 from .journal import Journal, input_identity
 from .output import RUN, is_output, replacing, write_json, write_manifest
 from .pipeline import Work
-from .report import Report, page
+from .report import Report, write_page
 from .shards import complete_weights
 from .sinks import exports
 from .templates import TemplateProtocol
@@ -277,7 +277,7 @@ def _finish(report: Report, job: Job, folder: Path, backend: Any, sinks: Sequenc
     if hasattr(backend, "save"):
         backend.save(folder / "tokenizer")
     write_json(folder / "report.json", report.to_dict())
-    (folder / "report.html").write_text(page(report, job.tally.examples), encoding="utf-8")
+    write_page(folder, backend)
     known = {
         file["path"]: {"rows": file["bins"], "tokens": file["tokens"], "sha256": file["sha256"]}
         for file in report.files
