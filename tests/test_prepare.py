@@ -485,4 +485,4 @@ def test_real_files_of_all_formats_are_conserved(tmp_path, tokenizer, template):
         assert packed[path] + rejected[path] == number
     sources = [source for source, _, _ in documents(out)]
     assert len(sources) == len(set(sources)) == report.conversations["packed"] > 15_000
-    assert report.utilization > 0.98
+    assert report.utilization > 0.97  # sources one after the other, 0.98 with best_fit

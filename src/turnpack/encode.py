@@ -67,10 +67,10 @@ class Encoder:
     extents, as TRL does. `system`: the system message of conversations that have none.
 
     `warnings` counts conversations by what the template could not do for them, and by what was
-    truncated; `seconds_tokenizing` is time spent in the tokenizer, `thread_seconds_tokenizing` what of it
-    the calling thread computed. `fallback` says where a fast
-    tokenizer was given up (see `tokenizers.load`), of which a FallbackWarning tells. An Encoder can
-    be pickled.
+    truncated; `truncated` the tokens and targets that were cut off. `seconds_tokenizing` is time
+    spent in the tokenizer, `thread_seconds_tokenizing` what of it the calling thread computed.
+    `fallback` says where a fast tokenizer was given up (see `tokenizers.load`), of which a
+    FallbackWarning tells. An Encoder can be pickled.
     Raises ValueError for arguments that make no sense, and where the template needs a token that
     the tokenizer lacks.
     """
@@ -110,6 +110,7 @@ class Encoder:
         self.boundary = boundary
         self.system = system
         self.warnings: collections.Counter[str] = collections.Counter()
+        self.truncated: collections.Counter[str] = collections.Counter()
         self.seconds_tokenizing = self.thread_seconds_tokenizing = 0.0
         self.fallback: str | None = None
         self._prefix = () if self.template.writes_bos else getattr(self.backend, "prefix_ids", ())
@@ -430,8 +431,13 @@ class Encoder:
                 if trained[index] == 0:
                     raise RowError("nothing to train on")
                 row = _rows(tokens, index, index + 1)
-                rows.append(self._shorten(row, conversations[index], limit or 0))
+                kept = self._shorten(row, conversations[index], limit or 0)
+                rows.append(kept)
                 self.warnings["truncated"] += 1
+                targets = int(trained[index] - np.count_nonzero(kept.loss_mask))
+                self.truncated.update(
+                    tokens=int(lengths[index]) - len(kept.input_ids), targets=targets
+                )
             except RowError as error:
                 bad[int(index)] = error
         rows.append(_rows(tokens, start, len(lengths)))

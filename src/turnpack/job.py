@@ -34,8 +34,6 @@ from .shards import Shards, Written
 # workers; small enough that a call ends within a second.
 CHUNK = 1000
 CHUNK_BYTES = 1 << 21
-# Rejects of each reason that the page shows.
-EXAMPLES = 3
 STAGES = ("read", "render", "tokenize", "plan", "pack", "write")
 
 REJECTS = "rejects.jsonl"
@@ -74,15 +72,15 @@ class Tally:
     """What was counted of the input so far, in JSON's types.
 
     `read`, `rejected`: rows by input. `bytes` of those read, as far as they can be told. `tokens`
-    that were encoded. `fallback`: why a fast tokenizer was given up, `compared`: texts that it was
-    compared on.
+    that were encoded. `truncated`: tokens and targets that were cut off. `fallback`: why a fast
+    tokenizer was given up, `compared`: texts that it was compared on.
     """
 
     read: dict[str, int] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
     warnings: dict[str, int] = field(default_factory=dict)
+    truncated: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     bytes: int = 0
     tokens: int = 0
@@ -194,6 +192,7 @@ class Job:
         written, planning = perf_counter() - writing, thread_time()
         add(tally.read, {str(number): rows for number, rows in chunk.read.items()})
         add(tally.warnings, chunk.warnings)
+        add(tally.truncated, chunk.truncated)
         add(tally.seconds, chunk.seconds)
         tally.bytes = max(tally.bytes + chunk.bytes, self._before[max(chunk.read)])
         tally.tokens += len(chunk.rows.tokens.input_ids)
@@ -245,9 +244,6 @@ class Job:
         )
         add(tally.rejected, {str(self._work.files[source.file]): 1})
         add(tally.reasons, {reject.reason: 1})
-        examples = tally.examples.setdefault(reject.reason, [])
-        if len(examples) < EXAMPLES:
-            examples.append(str(reject))
 
     @property
     def _all_held(self) -> bool:

@@ -40,9 +40,9 @@ class Encoded:
     """What encoding made of a chunk of the input.
 
     `rows`, and `rejects` in the order of the input. `read`: how many rows it had of which input,
-    `bytes`: theirs, as far as they can be told. `warnings` and `seconds` (by stage) are those of
-    the report. `exact`: the tokenizer's own library encoded from the first row on. `fallback`:
-    where a fast tokenizer was given up, `compared`: texts that both encoded.
+    `bytes`: theirs, as far as they can be told. `warnings`, `truncated` and `seconds` (by stage)
+    are those of the report. `exact`: the tokenizer's own library encoded from the first row on.
+    `fallback`: where a fast tokenizer was given up, `compared`: texts that both encoded.
     """
 
     rows: Rows
@@ -50,6 +50,7 @@ class Encoded:
     read: Counter[int]
     bytes: int
     warnings: Counter[str]
+    truncated: Counter[str]
     seconds: dict[str, float]
     exact: bool
     fallback: str | None
@@ -109,6 +110,7 @@ class Work:
         backend, told = encoder.backend, encoder.fallback
         compared, exact = getattr(backend, "compared", 0), getattr(backend, "exact", True)
         encoder.warnings.clear()
+        encoder.truncated.clear()
         tokenized, computed = encoder.seconds_tokenizing, encoder.thread_seconds_tokenizing
         tokens = encoder.finish(parsed.begun, parsed.rejects)
         rejects, raw = parsed.rejects, parsed.raw
@@ -126,6 +128,7 @@ class Work:
             Counter([self.files[row.source.file] for row in raw]),
             sum(len(row.content) for row in raw if isinstance(row.content, bytes)),
             Counter(encoder.warnings),
+            Counter(encoder.truncated),
             parsed.seconds,
             exact,
             None if encoder.fallback == told else encoder.fallback,

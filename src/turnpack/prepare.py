@@ -240,6 +240,7 @@ def _count(report: Report, job: Job, sizes: Mapping[str, int], backend: Any) -> 
         key: sum(file[key] for file in report.inputs) for key in ("read", "packed", "rejected")
     }
     report.warnings = dict(Counter(tally.warnings).most_common())
+    report.truncated = {key: tally.truncated.get(key, 0) for key in ("tokens", "targets")}
     report.rejected_by_reason = dict(Counter(tally.reasons).most_common())
     report.seconds = {stage: tally.seconds.get(stage, 0.0) for stage in STAGES}
     report.rows = sum(w.rows for w in written)

@@ -36,12 +36,12 @@ class Report:
 
     `conversations` are the rows of the input: read = packed + rejected. `rows` are what the
     packed ones became: under truncate "split" one may become several. `trained` counts labels as
-    written.
+    written, `truncated` the tokens and targets that were cut off.
 
     What may differ from run to run over the same input is in run.json: `seconds` by stage, over
     all workers together (by the clock for tokenize, write and total; those of read, render, plan
-    and pack are what their thread computed, as other stages run meanwhile), and `compared`, the texts on
-    which a fast tokenizer was.
+    and pack are what their thread computed, as other stages run meanwhile), and `compared`, the
+    texts on which a fast tokenizer was.
     """
 
     turnpack: str = __version__
@@ -57,6 +57,7 @@ class Report:
     capacity: int = 0
     utilization: float = 0.0
     warnings: dict[str, int] = field(default_factory=dict)
+    truncated: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     files: list[dict[str, Any]] = field(default_factory=list)
     compared: int = 0
