@@ -85,20 +85,29 @@ class Reader:
         self._backend = backend
         self._known: dict[int, bool] = {}
         self._alone: dict[int, str] = {}
+        self._pieces: dict[tuple[int, bool, str], Piece] = {}
 
     def document(self, title: str, ids: Ids, targets: Sequence[bool] | Bools) -> Document:
         """Turn a row into pieces; `targets` says of each token whether it is trained on."""
         ids = [int(token) for token in ids]
-        pieces = [
-            Piece(
-                _shown(text, ids[start:end], first=start == 0, last=end == len(ids)),
-                any(targets[start:end]),
-                end - start == 1 and self.is_control(ids[start]),
-                end - start,
-            )
-            for start, end, text in self._simple_groups(ids) or self._groups(ids)
-        ]
-        return Document(title, len(ids), sum(map(bool, targets)), pieces)
+        targets = [bool(target) for target in targets]
+        groups = self._simple_groups(ids) or self._groups(ids)
+        pieces = [self._piece(ids, targets, *group) for group in groups]
+        return Document(title, len(ids), sum(targets), pieces)
+
+    def _piece(
+        self, ids: list[int], targets: Sequence[bool] | Bools, start: int, end: int, text: str
+    ) -> Piece:
+        """What is shown of a group of a row's tokens; tokens come again and again."""
+        key = ids[start], targets[start], text
+        if end - start > 1 or _BROKEN in text or key not in self._pieces:
+            shown = _shown(text, ids[start:end], first=start == 0, last=end == len(ids))
+            control = end - start == 1 and self.is_control(ids[start])
+            piece = Piece(shown, any(targets[start:end]), control, end - start)
+            if end - start > 1 or _BROKEN in text:
+                return piece
+            self._pieces[key] = piece
+        return self._pieces[key]
 
     def _simple_groups(self, ids: list[int]) -> list[tuple[int, int, str]] | None:
         """The groups where every token that is a whole character by itself is so in its row, too.
