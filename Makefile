@@ -6,7 +6,7 @@ SAMPLE := $(wildcard examples/sample/*.json examples/sample/*.jsonl)
 BUILT_FROM := pyproject.toml setup.py build_cuda.py constraints.txt src/turnpack/_ingest.pyx \
 	src/turnpack/torch/_cells.pyx $(wildcard csrc/*)
 
-.PHONY: demo test test-slow soak sanitize lint bench bench-peers format clean
+.PHONY: demo test test-slow soak sanitize lint bench bench-large bench-peers format clean
 
 demo: .venv/demo
 	@rm -rf demo-output
@@ -46,6 +46,9 @@ lint: .venv/lint
 # The figures of the README's tables; see benchmarks/README.md.
 bench: .venv/bench
 	$(BIN)/python benchmarks/run.py
+
+bench-large: .venv/bench
+	$(BIN)/python benchmarks/large.py
 
 bench-peers: .venv-peers/peers
 	.venv-peers/bin/python benchmarks/peers

@@ -312,6 +312,8 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
         rich.TaskProgressColumn(),
         rich.TextColumn("{task.fields[rates]}"),
         rich.TimeElapsedColumn(),
+        rich.TextColumn("left"),
+        rich.TimeRemainingColumn(),
     )
     quiet = sys.stderr is None or not sys.stderr.isatty()
     bar = rich.Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True)
@@ -324,6 +326,8 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
         rates = f"{now.tokens / now.seconds:,.0f} tokens/s"
         if now.stage == "encode":
             rates = f"{now.rows / now.seconds:,.0f} rows/s, {rates}, {now.rejected:,} rejected"
+        if now.utilization is not None:
+            rates += f", bins {now.utilization:.2%} full"
         task = tasks[now.stage]
         bar.update(task, completed=now.done, total=max(1, now.total), rates=rates)
 
