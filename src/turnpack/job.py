@@ -217,7 +217,7 @@ class Job:
         if "validation" not in self._splits:
             yield "train", rows
             return
-        key = self._settings.seed.to_bytes(16, "little")
+        key = str(self._settings.seed).encode()[:64]
         ids, offsets = rows.tokens.input_ids, rows.tokens.offsets
         starts = [*np.flatnonzero(rows.first).tolist(), len(rows)]
         chosen = np.zeros(len(rows), bool)

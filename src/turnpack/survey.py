@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -128,8 +129,12 @@ def survey(
 ) -> Survey:
     """Count bins in one pass. `cut`: rows were truncated, so some that end early are that."""
     counter = _Counter(Survey(capacity), reader, seed, cut)
-    for found in bins.read(paths):
-        counter.add(found)
+    found = bins.read(paths)
+    with ThreadPoolExecutor(1, "turnpack-survey") as pool:  # which reads while we count
+        coming = pool.submit(next, found, None)
+        while (here := coming.result()) is not None:
+            coming = pool.submit(next, found, None)
+            counter.add(here)
     return counter.finish()
 
 
