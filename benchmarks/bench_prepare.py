@@ -46,7 +46,8 @@ def equal_bins(backends, tmp_path_factory):
 
 
 def run(backend, output):
-    return prepare(FILES, tokenizer=backend, template="chatml", max_length=4096, output=output)
+    options = {"template": "chatml", "max_length": 4096, "page": False}
+    return prepare(FILES, tokenizer=backend, output=output, **options)
 
 
 def calls(backend, output):

@@ -124,7 +124,7 @@ def test_every_option_arrives(capsys, arguments, tmp_path):
     report = json.loads((tmp_path / "out/report.json").read_text())
     numbers = {"capacity": 300, "seed": 7, "max_length": 200, "window": 50, "shard_tokens": 1000}
     numbers["validation"] = 0.5
-    flags = {"strict": False, "sinks": ["megatron", "numpy"]}
+    flags = {"strict": False, "sinks": ["megatron", "numpy"], "page": True}
     assert report["options"] == {**options, **numbers, **flags}
 
 

@@ -14,6 +14,7 @@ import pytest
 import at_hand
 from turnpack import job, kernels, output, pipeline, records, shards, tokenizers
 from turnpack import prepare as whole_job
+from turnpack.cli import main
 from turnpack.encode import Encoder
 from turnpack.nouns import Reject, RowError
 from turnpack.prepare import OptionError, prepare
@@ -146,11 +147,20 @@ def test_the_report_counts_what_is_written(run, tmp_path):
     assert (report.bins, report.capacity, report.rows) == (len(rows), 400, 62)
     assert report.utilization == pytest.approx(total / (400 * len(rows)))
     assert max(len(row["input_ids"]) for row in rows) <= 400
-    assert set(report.seconds) == {*job.STAGES, "total"}
+    assert set(report.seconds) == {*job.STAGES, "page", "total"}
     assert json.loads((out / "run.json").read_text())["seconds"] == report.seconds
     assert report.template["name"] == "chatml"
     assert len(report.template["sha256"]) == len(report.tokenizer["sha256"]) == 64
     assert report.options["strategy"] == "stream"
+
+
+def test_the_page_can_be_written_later(run, tmp_path, capsys):
+    run(to="whole", page=True)
+    run(page=False)
+    assert not (tmp_path / "out/report.html").exists()
+    for command in ("verify", "report", "verify"):
+        assert main([command, str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/report.html").stat().st_size > 1000
 
 
 def test_the_manifest_lists_every_file(run, tmp_path):

@@ -248,6 +248,11 @@ def _encoding(
     "Megatron-Bridge's packed Parquet; may be given several times.",
 )
 @click.option(
+    "--page/--no-page",
+    default=True,
+    help="Write report.html, which `turnpack report` can do later as well.",
+)
+@click.option(
     "--workers",
     type=int,
     metavar="N",
@@ -286,7 +291,8 @@ def prepare(files: tuple[str, ...], output: str, **options: Any) -> int:
         raise Failure(
             f"nothing to pack: {read:,} read, {read:,} rejected, see {folder / 'rejects.jsonl'}", 1
         )
-    click.echo(f"bins in {folder / 'data'}, report in {folder / 'report.html'}")
+    name = "report.html" if options["page"] else "report.json"
+    click.echo(f"bins in {folder / 'data'}, report in {folder / name}")
     return 0
 
 

@@ -70,6 +70,7 @@ def prepare(
     tokenizer_backend: str = "auto",
     shard_tokens: int = SHARD_TOKENS,
     sinks: Sequence[str] = (),
+    page: bool = True,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Report:
@@ -87,8 +88,8 @@ def prepare(
     where it does not say. `tokenizer_backend`: "auto", "hf" or "gigatoken", see `tokenizers.load`;
     the report says which it was. `shard_tokens`: tokens that a file may have. `sinks`: what to
     write besides Parquet, of `sinks.exports.SINKS` ("numpy": the arrays that
-    `turnpack.torch.PackedDataset` maps, so that it has nothing to decode). The other options are
-    Encoder's.
+    `turnpack.torch.PackedDataset` maps, so that it has nothing to decode). `page`: write
+    report.html, which `turnpack report` can do later as well. The other options are Encoder's.
 
     An earlier output in the directory is replaced as a whole when the run has succeeded, and not
     touched when it fails. A run that was stopped or killed goes on with `resume` behind the last
@@ -278,13 +279,16 @@ def _finish(report: Report, job: Job, folder: Path, backend: Any, sinks: Sequenc
     if hasattr(backend, "save"):
         backend.save(folder / "tokenizer")
     write_json(folder / "report.json", report.to_dict())
-    write_page(folder, backend)
+    drawing = perf_counter()
+    if report.options["page"]:
+        write_page(folder, backend)
+    report.seconds["page"] = perf_counter() - drawing
     known = {
         file["path"]: {"rows": file["bins"], "tokens": file["tokens"], "sha256": file["sha256"]}
         for file in report.files
     }
     write_manifest(folder, known)
-    report.seconds["write"] += perf_counter() - begun
+    report.seconds["write"] += perf_counter() - begun - report.seconds["page"]
 
 
 def _identity(thing: Any) -> dict[str, Any]:

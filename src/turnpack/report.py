@@ -166,9 +166,10 @@ def relist(folder: Path) -> None:
         return
     manifest = json.loads(path.read_bytes())
     content = (folder / PAGE).read_bytes()
-    for file in manifest["files"]:
-        if file["path"] == PAGE:
-            file |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    facts = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    others = [file for file in manifest["files"] if file["path"] != PAGE]
+    files = [*others, {"path": PAGE, **facts}]
+    manifest["files"] = sorted(files, key=lambda file: str(file["path"]))
     write_json(path, manifest)
 
 
