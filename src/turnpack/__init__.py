@@ -3,6 +3,10 @@
 Owns what `import turnpack` offers; imports neither torch nor transformers nor tokenizers.
 """
 
+# isort: off
+from . import _compiled  # noqa: F401
+# isort: on
+
 from . import kernels, reference
 from ._version import __version__
 from .columns import Columns

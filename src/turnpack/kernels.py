@@ -19,19 +19,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from . import _arguments, _buffers, _checks
+from . import _arguments, _buffers, _checks, _core, _ingest
 from ._arguments import Indices
 from ._checks import Int64s
 from .nouns import Packed, Plan, Role, Tokens, trusted
-
-try:
-    from . import _core, _ingest
-except ImportError as error:
-    raise ImportError(
-        f"turnpack's compiled core is missing or does not load ({error}); rebuild it with "
-        "`pip install --force-reinstall --no-deps turnpack`, or in a checkout with "
-        "`python setup.py build_ext --inplace`"
-    ) from error
 
 if os.environ.get("TURNPACK_ISA"):
     try:
