@@ -19,13 +19,15 @@ from .preview import one_line, visible
 class Report:
     """What report.json holds, key by key.
 
-    `conversations` are the rows of the input: read = packed + rejected. `rows` are what the
-    packed ones became: under truncate "split" one may become several. `trained` counts labels as
+    `conversations` are the rows of the input: read = packed + rejected. In a run of a recipe
+    read = rejected + filtered + duplicates + sampled_out + kept, packed = kept with repeats
+    counted, and `sources` has these of each source. `rows` are what the packed ones became: under
+    truncate "split" one may become several. `trained` counts labels as
     written.
 
     What may differ from run to run over the same input is in run.json: `seconds` spent, over all
     threads and workers together, by stage (`total` is by the clock), and `compared`, the texts on
-    which a fast tokenizer was.
+    which a fast tokenizer was. `output`, the directory, is in neither.
     """
 
     turnpack: str = __version__
@@ -33,6 +35,7 @@ class Report:
     tokenizer: dict[str, Any]
     template: dict[str, Any]
     inputs: list[dict[str, Any]] = field(default_factory=list)
+    sources: list[dict[str, Any]] = field(default_factory=list)
     conversations: dict[str, int] = field(default_factory=dict)
     rejected_by_reason: dict[str, int] = field(default_factory=dict)
     rows: int = 0
@@ -44,11 +47,14 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     files: list[dict[str, Any]] = field(default_factory=list)
     compared: int = 0
+    output: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as report.json spells it."""
-        about = self.about_the_run()
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in about}
+        left_out = {"output", *self.about_the_run()}
+        return {
+            key: value for key, value in dataclasses.asdict(self).items() if key not in left_out
+        }
 
     def about_the_run(self) -> dict[str, Any]:
         """Return what run.json holds of it."""
@@ -62,6 +68,9 @@ def summary(report: Report) -> Iterator[tuple[str, str]]:
     yield "rejected", f"{counts['rejected']:,}"
     for reason, number in report.rejected_by_reason.items():
         yield f"  {one_line(reason)}", f"{number:,}"
+    for key in ("filtered", "duplicates", "sampled_out", "kept"):
+        if key in counts:
+            yield key.replace("_", " "), f"{counts[key]:,}"
     yield "packed", f"{counts['packed']:,}"
     if report.rows != counts["packed"]:
         yield "  in rows", f"{report.rows:,}"
@@ -81,7 +90,34 @@ def table(report: Report) -> str:
     spent = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in report.seconds.items())
     pairs = [*summary(report), ("seconds", spent)]
     width = max(len(name) for name, _ in pairs)
-    return "\n".join(f"{name:{width}}  {value}" for name, value in pairs)
+    lines = [f"{name:{width}}  {value}" for name, value in pairs]
+    if report.sources:
+        cells = [_COLUMNS, *map(_cells, report.sources)]
+        first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
+        lines.append("")
+        lines += [
+            "  ".join([f"{name:{first}}", *map(str.rjust, numbers, widths)])
+            for name, *numbers in cells
+        ]
+    return "\n".join(lines)
+
+
+# What is said of each source, from what was read to what is in the bins.
+_COUNTS = ("read", "rejected", "filtered", "duplicates", "sampled_out", "kept", "packed")
+_COLUMNS = (
+    "source",
+    *(key.replace("_", " ") for key in _COUNTS),
+    *("tokens before", "after", "of all"),
+)
+
+
+def _cells(source: Mapping[str, Any]) -> tuple[str, ...]:
+    tokens = source["tokens"]
+    return (
+        one_line(source["source"]),
+        *(f"{source[key]:,}" for key in _COUNTS),
+        *(f"{tokens['encoded']:,}", f"{tokens['packed']:,}", f"{source['share']:.1%}"),
+    )
 
 
 def page(report: Report, examples: Mapping[str, Sequence[str]]) -> str:
@@ -101,6 +137,7 @@ def page(report: Report, examples: Mapping[str, Sequence[str]]) -> str:
         _rows([("turnpack", report.turnpack)]),
         _rows([(what, f"{name} (sha256 {sha256})") for what, name, sha256 in made]),
         _rows([(name, str(value)) for name, value in report.options.items()]),
+        *_sources(report.sources),
         "<h2>Files read</h2>",
         "<table><tr><th>file<th>bytes<th>read<th>packed<th>rejected</tr>",
         *(
@@ -136,6 +173,19 @@ td, li { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 th { font-weight: normal; opacity: .7; }
 </style></head><body><main>
 <h1>turnpack report</h1>"""
+
+
+def _sources(sources: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if not sources:
+        return
+    yield "<h2>Sources</h2><table><tr>" + "".join(f"<th>{name}" for name in _COLUMNS) + "</tr>"
+    for source in sources:
+        yield "<tr>" + "".join(f"<td>{_text(cell)}" for cell in _cells(source)) + "</tr>"
+    yield "</table><ul>"
+    for source in sources:
+        for bound, number in source["filtered_by"].items():
+            yield f"<li>{_text(source['source'])}: {number:,} filtered by {bound}</li>"
+    yield "</ul>"
 
 
 def _rows(pairs: Sequence[tuple[str, str]]) -> str:
