@@ -107,6 +107,7 @@ class Sorted:
             if spool.tokens <= SORTED_TOKENS:
                 yield _in_order([(rows, columns["key"]) for rows, columns in spool.read()])
                 continue
+            self._scratch.mkdir(exist_ok=True)
             inner = Sorted(self._scratch / self._path(number).name, self._scratch, self._level + 1)
             for rows, columns in spool.read():
                 inner.add(rows, columns["key"])

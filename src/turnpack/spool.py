@@ -20,7 +20,7 @@ Columns = Mapping[str, npt.NDArray[Any]]
 
 
 class Spool:
-    """A file of rows at `path`, which is made with the first of them.
+    """A file of rows at `path`, which is made anew with the first of them.
 
     `state` is what to_dict() gave a run that goes on: what was added later is cut off.
     """
@@ -30,8 +30,6 @@ class Spool:
         self.bytes, self.tokens = (state["bytes"], state["tokens"]) if state else (0, 0)
         if self.bytes:
             os.truncate(path, self.bytes)
-        else:
-            path.unlink(missing_ok=True)
 
     def append(self, rows: Rows, columns: Columns) -> None:
         """Add rows, and a number of each for every column."""
@@ -41,7 +39,7 @@ class Spool:
         buffer = pa.BufferOutputStream()
         with pa.ipc.new_stream(buffer, batch.schema) as writer:
             writer.write_batch(batch)
-        with self.path.open("ab") as file:
+        with self.path.open("ab" if self.bytes else "wb") as file:
             file.write(buffer.getvalue())
         self.bytes += buffer.getvalue().size
         self.tokens += len(rows.tokens.input_ids)
