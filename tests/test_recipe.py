@@ -647,6 +647,23 @@ def test_each_source_has_its_options(run, tmp_path, backend):
             assert trained.count("Fine") == 1 + 2 % 3
 
 
+def test_weights_of_messages_come_along(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(shuffle, "DEALT_TOKENS", 200)
+    monkeypatch.setattr(shuffle, "SORTED_TOKENS", 50)
+    rows = [json.loads(chat(n)) for n in range(60)]
+    for row in rows[::2]:
+        row["messages"][1]["weight"] = 0.5
+    text = SOURCE + "weight = 1.5\ncap = { rows = 70 }\n"
+    report = run(text, files={"a": [orjson.dumps(row) for row in rows]})
+    assert report.sources[0]["packed"] in (69, 70)
+    for row in bins(tmp_path / "out"):
+        ends = np.cumsum([0, *row["seq_lengths"]]).tolist()
+        for source, (start, end) in zip(row["source"], itertools.pairwise(ends), strict=True):
+            weight = 0.5 if int(source.rpartition(":")[2]) % 2 else 1.0
+            expected = [weight * (label != -100) for label in row["labels"][start:end]]
+            assert row["loss_weights"][start:end] == expected
+
+
 # -- the command line ------------------------------------------------------------------------------
 
 
