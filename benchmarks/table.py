@@ -69,6 +69,11 @@ def _besides(figures):
     if "touch_and_kernel_ms" in figures:
         least = figures["median_ms"] / figures["touch_and_kernel_ms"]
         said.append(f"{least:.2f} of first touch and kernel")
+    if "rest_of_tokenizing" in figures:
+        said.append(
+            f"reading, rendering and packing {figures['rest_of_tokenizing']:.0%} of tokenizing"
+        )
+        said.append(f"{figures['microseconds_a_conversation']:.1f} µs a conversation")
     return f" ({', '.join(said)})" if said else ""
 
 
@@ -89,6 +94,26 @@ def peers(results):
             if "stages_s" in figures:
                 stages = (f"{stage} {took:.2g}" for stage, took in figures["stages_s"].items())
                 yield f"- Seconds of {form}: {', '.join(stages)}."
+
+
+def large(results):
+    """What `prepare` did with gigabytes."""
+    rates, memory = results["mb_s"], results["private_mib"]
+    yield "| | |"
+    yield "| --- | ---: |"
+    yield f"| input | {results['gigabytes']:g} GB, {results['conversations']:,} conversations |"
+    yield f"| tokens | {results['tokens']:,}, by {results['library']} |"
+    yield f"| time | {results['seconds']:,.0f} s |"
+    for part, rate in rates.items():
+        yield f"| throughput, {part} | {rate:.1f} MB/s |"
+    for when, mib in memory.items():
+        yield f"| private memory, {when} | {mib:,.0f} MiB |"
+    yield f"| bins full | {results['utilization']:.2%} |"
+    stages = ", ".join(f"{stage} {took:,.0f}" for stage, took in results["stages_s"].items())
+    yield f"| seconds of stages, which run beside each other | {stages} |"
+    yield ""
+    cores, python = results["cores"], results["python"]
+    yield f"One run on {results['processor']}, {cores} cores, Python {python}."
 
 
 def _caption(results):
@@ -115,7 +140,11 @@ def _time(figures):
 
 
 # The README's tables: the name of the results, what makes the lines, the command that measures.
-TABLES = {"kernels": (kernels, "make bench"), "peers": (peers, "make bench-peers")}
+TABLES = {
+    "kernels": (kernels, "make bench"),
+    "peers": (peers, "make bench-peers"),
+    "large": (large, "make bench-large"),
+}
 
 
 def keep(name, results):

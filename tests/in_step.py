@@ -35,6 +35,51 @@ class Model(torch.nn.Module):
         return (self.weight * input_ids).mean()
 
 
+def train(folder, resume=None):
+    """The documents of three epochs under Trainer, batch by batch, set up as the README says."""
+    import transformers
+
+    seen = []
+
+    class Packing(transformers.Trainer):
+        def get_train_dataloader(self):
+            ranks = self.accelerator.num_processes
+            self.sampler = PackingBatchSampler(LENGTHS, 64, 1, 0, multiple_of=ranks)
+            loader = DataLoader(Documents(), batch_sampler=self.sampler, collate_fn=Collator())
+            return self.accelerator.prepare(loader)
+
+        def compute_loss(self, model, inputs, **given):
+            starts = inputs["cu_seq_lens_q"][:-1].long()
+            seen.append(inputs["input_ids"][0, starts].tolist())
+            return model(**inputs)
+
+    class Telling(transformers.TrainerCallback):
+        def on_train_begin(self, arguments, state, control, **given):
+            trainer.sampler.set_epoch(int(state.epoch or 0))
+
+    arguments = transformers.TrainingArguments(
+        output_dir=folder,
+        num_train_epochs=3,
+        save_steps=1,
+        save_strategy="steps",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        logging_strategy="no",
+    )
+    trainer = Packing(Model(), arguments, train_dataset=Documents(), callbacks=[Telling()])
+    trainer.train(resume_from_checkpoint=resume)
+    return seen
+
+
+def resumed(folder):
+    """Of a whole run and of one that goes on within its second epoch."""
+    whole = train(f"{folder}/whole")
+    step = len(whole) // 3 + 2
+    rest = train(f"{folder}/rest", f"{folder}/whole/checkpoint-{step}")
+    print("seen", json.dumps({"whole": whole, "rest": rest, "step": step}), flush=True)
+
+
 def main(how):
     torch.set_num_threads(1)
     collator = Collator()
@@ -68,4 +113,4 @@ def main(how):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    resumed(sys.argv[2]) if sys.argv[1] == "trainer" else main(sys.argv[1])

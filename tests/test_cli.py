@@ -124,7 +124,7 @@ def test_every_option_arrives(capsys, arguments, tmp_path):
     report = json.loads((tmp_path / "out/report.json").read_text())
     numbers = {"capacity": 300, "seed": 7, "max_length": 200, "window": 50, "shard_tokens": 1000}
     numbers["validation"] = 0.5
-    flags = {"strict": False, "sinks": ["megatron", "numpy"]}
+    flags = {"strict": False, "sinks": ["megatron", "numpy"], "page": True}
     assert report["options"] == {**options, **numbers, **flags}
 
 
@@ -410,6 +410,68 @@ def test_preview_of_chat_data_is_what_prepare_packs(capsys, arguments, tmp_path,
     assert first in packed
     assert f"── rejected · {chats}:2: unknown role: message 0 has role 'bot\\x1b[2J'\n" in shown
     assert shown.count("── ") == 3
+
+
+def test_preview_shows_the_rows_asked_for(capsys, arguments, tmp_path):
+    rows = [[("user", f"number {i}"), ("assistant", f"it is {i}")] for i in range(20)]
+    chats = tmp_path / "chats.jsonl"
+    lines = ({"messages": [{"role": role, "content": text} for role, text in row]} for row in rows)
+    chats.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments[1] = str(chats)
+    main(arguments)
+    capsys.readouterr()
+
+    def shown(*asked, of=str(tmp_path / "out")):
+        code = main(["preview", of, *asked])
+        text = capsys.readouterr().out
+        return code, [int(n) for n in re.findall(r"^── .*\.jsonl:(\d+) · ", text, re.MULTILINE)]
+
+    everything = shown("--bins", "99")[1]
+    assert sorted(everything) == [*range(1, 21)]
+    for row in (0, 7, 19):
+        assert shown("--row", str(row)) == (0, [everything[row]])
+    assert shown("--row", "20") == (1, [])
+    assert shown("--find", "number 13") == (0, [14])
+    assert len(shown("--find", "number 1")[1]) == 10
+    assert len(shown("--find", "number 1", "--bins", "3")[1]) == 3
+    assert shown("--find", "NUMBER 13") == (1, [])
+    assert shown("--source", f"{chats}:5") == (0, [5])
+    assert shown("--source", "chats.jsonl:5") == (0, [5])
+    assert shown("--source", "chats.jsonl", "--bins", "99")[1] == everything
+    assert shown("--source", "chats", "--bins", "99") == (1, [])
+    assert shown("--source", "chats.jsonl:5", "--find", "number 5") == (1, [])
+    encoding = arguments[2:-2]
+    assert shown("--row", "7", *encoding, of=str(chats)) == (0, [8])
+    assert shown("--find", "number 13", *encoding, of=str(chats)) == (0, [14])
+    assert shown("--source", "chats.jsonl:3", *encoding, of=str(chats)) == (0, [3])
+    assert shown("--row", "20", *encoding, of=str(chats)) == (1, [])
+
+
+def test_preview_writes_a_page(capsys, arguments, tmp_path, chats):
+    main(arguments)
+    file = tmp_path / "rows.html"
+    capsys.readouterr()
+    assert main(["preview", str(tmp_path / "out"), "--html", str(file)]) == 0
+    assert capsys.readouterr().out == f"2 rows in {file}\n"
+    page = file.read_text("utf-8")
+    assert all(character in page for character in "你好")
+    assert "\x1b" not in page
+    assert main(["preview", chats, *arguments[2:-2], "--bins", "3", "--html", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("── rejected")
+    assert shown.endswith(f"2 rows in {file}\n")
+    assert file.read_text("utf-8").count('"ids":') == page.count('"ids":') == 2
+
+
+def test_preview_of_the_same_rows_is_the_same_text(capsys, arguments, tmp_path):
+    main(arguments)
+    capsys.readouterr()
+    texts = []
+    for _ in range(2):
+        main(["preview", str(tmp_path / "out")])
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert re.search(r"^[█░│·]{72}$", texts[0], re.MULTILINE)
 
 
 def test_preview_of_chat_data_needs_a_tokenizer(capsys, chats):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import turnpack as tp
-from at_hand import mistral_v1
+from at_hand import mistral_v1, unigram
 from turnpack.columns import Columns
 
 datasets = pytest.importorskip("datasets")
@@ -29,6 +29,12 @@ def encoder():
     return tp.Encoder(mistral_v1(), tp.get_template("llama2"), max_length=64)
 
 
+def encoder_of_json():
+    """Of a tokenizer whose vocabulary has its control tokens, which its twin must not arrive at."""
+    backend = tp.tokenizers.load(unigram(), bos="<s>", eos="</s>")
+    return tp.Encoder(backend, tp.get_template("llama2"), max_length=64)
+
+
 def test_map_gives_the_encoder_s_tokens(tmp_path):
     data = datasets.Dataset.from_list(CHATS)
     made = data.map(Columns(encoder()), batched=True, remove_columns=data.column_names)
@@ -43,9 +49,21 @@ def test_map_gives_the_encoder_s_tokens(tmp_path):
 
 
 def test_weights_are_a_column():
-    made = Columns(encoder())({"messages": [chat("a", "b", weight=0.5)["messages"]]})
+    made = Columns(encoder(), weights=True)({"messages": [chat("a", "b", weight=0.5)["messages"]]})
     (labels,), (weights,) = made["labels"], made["loss_weights"]
     assert {w for w, label in zip(weights, labels, strict=True) if label != -100} == {0.5}
+
+
+@pytest.mark.parametrize("weighted", [0, 2])
+def test_weights_in_some_batches_only(weighted):
+    rows = [chat("a", "b", weight=0.5 if n == weighted else 1.0) for n in range(3)]
+    data = datasets.Dataset.from_list(rows)
+    options = {"batched": True, "batch_size": 1, "remove_columns": data.column_names}
+    made = data.map(Columns(encoder(), weights=True), **options)
+    found = [max(each) for each in made["loss_weights"]]
+    assert found == [0.5 if n == weighted else 1.0 for n in range(3)]
+    with pytest.raises(ValueError, match=r"Columns\(weights=True\)"):
+        data.map(Columns(encoder()), **options)
 
 
 def test_bad_rows_raise_or_are_skipped():
@@ -55,10 +73,11 @@ def test_bad_rows_raise_or_are_skipped():
     assert len(Columns(encoder(), skip=True)(batch)["input_ids"]) == 1
 
 
-def test_the_fingerprint_is_stable():
+@pytest.mark.parametrize("make", ["encoder", "encoder_of_json"])
+def test_the_fingerprint_is_stable(make):
     from datasets.fingerprint import Hasher
 
-    columns = Columns(encoder())
+    columns = Columns(globals()[make]())
     before = Hasher.hash(columns)
     columns({"messages": [each["messages"] for each in CHATS]})
     assert Hasher.hash(columns) == before
@@ -68,7 +87,7 @@ def test_the_fingerprint_is_stable():
     )
     script = (
         "import test_columns as t; from datasets.fingerprint import Hasher\n"
-        "print(Hasher.hash(t.Columns(t.encoder())))"
+        f"print(Hasher.hash(t.Columns(t.{make}())))"
     )
     for seed in ("1", "2"):
         done = subprocess.run(

@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 import agree
 import emulation
@@ -26,8 +27,10 @@ import turnpack.torch
 from emulation import Interface
 from on_device import EMULATED
 from test_pack import tokens_of
+from test_torch_compact import assert_same
 from turnpack import Plan, Role, cuda_available, kernels, plan, reference
 from turnpack.nouns import CELLS
+from turnpack.torch import Collator
 from turnpack.torch import device as on_torch
 
 ROOT = Path(__file__).parents[1]
@@ -711,6 +714,35 @@ def test_gpu_nothing_waits_for_the_device():
     assert on_torch.on_cpu(packed) == expected
     assert on_torch.on_cpu(again) == expected
     assert back.input_ids.device.type == "cuda"
+
+
+@needs_gpu
+@pytest.mark.parametrize("layout", ["flat", "rows"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_gpu_batches_of_a_loader(layout, workers):
+    options = {"pad_to_multiple_of": 64, "normalize": "sequence", "mask": "dense"}
+    items = [{"input_ids": [n] * n, "labels": [-100] * (n // 2) + [n] * -(-n // 2)}
+             for n in range(1, 40)]  # fmt: skip
+    loaders = [
+        DataLoader(
+            items,
+            4,
+            collate_fn=Collator(layout, **options, device=device),
+            num_workers=workers,
+            pin_memory=device == "cuda",
+        )
+        for device in ("cuda", "cpu")
+    ]
+    for compact, wanted in zip(*loaders, strict=True):
+        assert compact.staged.buffer.is_pinned()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                batch = compact.to("cuda")
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            assert_same(batch, wanted)
+            assert batch["input_ids"].device.type == "cuda"
 
 
 @needs_gpu

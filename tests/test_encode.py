@@ -519,3 +519,16 @@ def test_an_encoder_can_be_pickled():
     again = pickle.loads(pickle.dumps(encoder))
     rows = [chat("Hello there", "General " * 20)]
     assert again(rows) == encoder(rows)
+
+
+@pytest.mark.parametrize("truncate", ["right", "turns", "split"])
+def test_what_truncation_costs_is_counted(truncate):
+    messages = [user("a " * 9), assistant("b " * 9), user("c"), assistant("d " * 20)]
+    whole = tp.Encoder(TINY, "chatml")([messages] * 3)
+    encoder = tp.Encoder(TINY, "chatml", max_length=60, truncate=truncate)
+    kept = encoder([messages] * 3)
+    assert len(whole.input_ids) > len(kept.input_ids) or truncate == "split"
+    assert encoder.truncated == {
+        "tokens": len(whole.input_ids) - len(kept.input_ids),
+        "targets": int(whole.loss_mask.sum()) - int(kept.loss_mask.sum()),
+    }

@@ -122,7 +122,7 @@ def test_every_kernel_shows_an_example(verb):
     assert ">>> " in getattr(kernels, verb).__doc__
 
 
-EXAMPLES = ["kernels", "nouns", "preview", "templates"]
+EXAMPLES = ["kernels", "nouns", "reading", "templates"]
 EXAMPLES += ["torch.collate", "torch.sampler", "torch.stream"]
 
 

@@ -120,14 +120,14 @@ def test_remembered_shapes_change_no_token(backend, name, options, batch):
         assert encoder(batch, rejects) == other(marked, expected)
         assert [r.reason for r in rejects] == [r.reason for r in expected]
     assert encoder.warnings == other.warnings
-    assert not any(other._layouts.values())
+    assert not any(other._known.values())
 
 
 def test_shapes_are_used_and_an_encoder_that_knows_some_can_be_pickled():
     encoder = Encoder(QWEN, "chatml")
     rows = [[user("Hi"), assistant("Hello <think>")], [user("Hi"), assistant("Hello")]] * 3
     tokens = encoder(rows)
-    assert any(encoder._layouts.values())
+    assert any(encoder._known.values())
     assert pickle.loads(pickle.dumps(encoder))(rows) == tokens == encoder(rows)
 
 
@@ -136,4 +136,4 @@ def test_no_more_shapes_are_remembered_than_fit(monkeypatch):
     encoder = Encoder(QWEN, "chatml")
     rows = [[user("Hi"), assistant("Hello")] * length for length in (1, 2, 3, 4, 3, 1)]
     assert encoder(rows) == Encoder(QWEN, "chatml")(rows)
-    assert len(encoder._layouts) == 2
+    assert len(encoder._known) == 2

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
 
-from turnpack.torch import Collator, weighted_loss
+from turnpack.torch import Collator, _cells, weighted_loss
 from turnpack.torch.masks import SameDocument, block_mask, dense_mask
 
 IGNORE = -100
@@ -189,11 +189,6 @@ def test_what_the_batch_says_of_the_cache():
     assert Collator(use_cache=True)(items)["use_cache"] is True
 
 
-def test_a_device():
-    batch = Collator(device="meta")([{"input_ids": [1], "labels": [1]}])
-    assert {v.device.type for v in batch.values() if isinstance(v, torch.Tensor)} == {"meta"}
-
-
 def test_it_can_be_pickled():
     items = [{"input_ids": [1, 2], "labels": [1, 2]}]
     again = pickle.loads(pickle.dumps(Collator("rows", mask="flex", pad_to_multiple_of=128)))
@@ -223,12 +218,34 @@ GOOD = {"input_ids": [1, 2], "labels": [1, 2]}
             "item 1 has 2 input_ids, but seq_lengths of 3 in all",
         ),
         (
+            {**GOOD, "seq_lengths": [0.5, 1.9]},
+            TypeError,
+            "item 1: seq_lengths is no row of integers",
+        ),
+        ({**GOOD, "seq_lengths": [[2]]}, TypeError, "item 1: seq_lengths is no row of integers"),
+        ({**GOOD, "seq_lengths": None}, TypeError, "item 1: seq_lengths is no row of integers"),
+        (
             {**GOOD, "seq_lengths": [2, 0]},
             ValueError,
             "item 1 has no document or an empty one: [2, 0]",
         ),
         (
             {**GOOD, "position_ids": [1, 2]},
+            ValueError,
+            "item 1 has position_ids that do not count from 0 to its end",
+        ),
+        (
+            {**GOOD, "position_ids": [0, 7]},
+            ValueError,
+            "item 1 has position_ids that do not count from 0 to its end",
+        ),
+        (
+            {"input_ids": [1] * 3, "labels": [1] * 3, "position_ids": [1, 0, 0]},
+            ValueError,
+            "item 1 has position_ids that do not count from 0 to its end",
+        ),
+        (
+            {**GOOD, "position_ids": [0, 1, 0]},
             ValueError,
             "item 1 has position_ids that do not count from 0 to its end",
         ),
@@ -253,6 +270,32 @@ def test_errors_name_the_item(item, kind, message):
         Collator()([GOOD, item])
 
 
+def test_the_widest_row_beyond_capacity_after_alignment_and_rows_of_several_documents():
+    items = [GOOD, {"input_ids": [1, 2, 3], "labels": [1, 2, 3], "seq_lengths": [1, 2]}]
+    with pytest.raises(ValueError, match="item 1 has 8 tokens, more than capacity 6"):
+        Collator("rows", capacity=6, align=4)(items)
+    assert Collator("rows", capacity=8, align=4)(items)["segment_ids"].tolist() == [
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 2, 2, 2, 2],
+    ]
+
+
+@pytest.mark.parametrize("options", [{"align": 1 << 31}, {"pad_to_multiple_of": 1 << 40}])
+def test_multiples_beyond_int32(options):
+    with pytest.raises(ValueError, match="cells are too many for int32 boundaries"):
+        Collator(**options)([GOOD])
+
+
+def test_loops_do_not_write_beyond_what_they_are_given():
+    cells = np.full(4, -1, np.int64)
+    for boundaries in ([0, 5], [-1, 3], [0, 3, 2], []):
+        with pytest.raises(ValueError, match="boundaries"):
+            _cells.count(np.array(boundaries, np.int32), cells)
+        with pytest.raises(ValueError, match="boundaries"):
+            _cells.number(np.array(boundaries, np.int32), np.arange(3, dtype=np.int32), cells)
+    assert (cells == -1).all()
+
+
 def test_no_items():
     with pytest.raises(ValueError, match="a batch of no items"):
         Collator()([])
@@ -272,6 +315,12 @@ def test_no_items():
 def test_options_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Collator(**options)
+
+
+@pytest.mark.parametrize("name", ["pad_id", "align", "pad_to_multiple_of", "max_segments"])
+def test_options_that_are_no_numbers(name):
+    with pytest.raises(TypeError, match=f"{name} is float, not an int"):
+        Collator(**{name: 2.5})
 
 
 def test_a_row_beyond_capacity():
@@ -345,3 +394,12 @@ def test_the_loss_is_the_weighted_mean_over_targets():
     torch.testing.assert_close(made, wanted / 3)
     made = weighted_loss(logits, batch["labels"], batch["loss_weights"], denominator=10)
     torch.testing.assert_close(made, wanted / 10)
+
+
+def test_a_batch_without_targets_has_no_loss_and_no_gradient():
+    logits = torch.randn(1, 2, 7, requires_grad=True)
+    batch = Collator(normalize="sequence")([{"input_ids": [1, 2], "labels": [-100, -100]}])
+    loss = weighted_loss(logits, batch["labels"], batch["loss_weights"])
+    loss.backward()
+    assert loss == 0
+    assert (logits.grad == 0).all()

@@ -12,7 +12,7 @@ import pytest
 RANKS = 2
 
 
-def run(how):
+def run(*how):
     """What each rank was given, epoch by epoch."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -23,7 +23,7 @@ def run(how):
         given |= {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": RANKS, "OMP_NUM_THREADS": 1}
         processes.append(
             subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("in_step.py")), how],
+                [sys.executable, str(Path(__file__).with_name("in_step.py")), *how],
                 env={**os.environ, **{name: str(value) for name, value in given.items()}},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -54,3 +54,13 @@ def test_ranks_are_in_step_and_every_document_comes_once(how):
         assert {len(each) for each in batches} == {ranks[0]["length"]}
         assert sorted(row for each in batches for batch in each for row in batch) == list(range(53))
     assert ranks[0]["epochs"][0] != ranks[0]["epochs"][1]
+
+
+def test_trainer_resumes_where_its_ranks_were(tmp_path):
+    pytest.importorskip("transformers")
+    for seen in (ranks := run("trainer", str(tmp_path))):
+        assert seen["rest"] == seen["whole"][seen["step"] :]
+    size = len(ranks[0]["whole"]) // 3
+    for epoch in range(3):
+        batches = [each["whole"][epoch * size : (epoch + 1) * size] for each in ranks]
+        assert sorted(row for each in batches for batch in each for row in batch) == list(range(53))

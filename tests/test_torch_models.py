@@ -8,8 +8,10 @@ import functools
 import pytest
 import torch
 from torch.nn.attention import flex_attention as flex
+from torch.utils.data import DataLoader
 
-from turnpack.torch import Collator, isolation, weighted_loss
+import emulation
+from turnpack.torch import Collator, PackingBatchSampler, isolation, weighted_loss
 
 transformers = pytest.importorskip("transformers")
 
@@ -121,16 +123,18 @@ FORMS = {
 }
 
 
+def unpacked(document):
+    """The batch of a document alone, by no collator of ours."""
+    return {
+        "input_ids": torch.tensor([document["input_ids"]]),
+        "labels": torch.tensor([[-100, *document["labels"][1:]]]),
+        "position_ids": torch.arange(len(document["input_ids"]))[None],
+    }
+
+
 @functools.cache
 def one_by_one(kind):
-    batches = [
-        {
-            "input_ids": torch.tensor([each["input_ids"]]),
-            "labels": torch.tensor([[-100, *each["labels"][1:]]]),
-            "position_ids": torch.arange(len(each["input_ids"]))[None],
-        }
-        for each in documents()
-    ]
+    batches = [unpacked(each) for each in documents()]
     return losses_and_gradients(model(kind, "eager"), batches)
 
 
@@ -281,6 +285,65 @@ def test_trainer_counts_our_targets_and_an_epoch_has_one_loss(tmp_path, accumula
         assert sum(step[0][0] for step in steps) == targets
         epochs.append(sum(loss * count for count, loss in told) / targets)
     assert abs(epochs[0] - epochs[1]) < 1e-5
+
+
+def test_trainer_moves_what_the_collator_makes_for_a_gpu(tmp_path):
+    bins = [joined(documents(seed, 3)) for seed in range(5)]
+    wanted = trainer(bins, tmp_path, 2, 2, Collator())
+    with emulation.active():
+        assert trainer(bins, tmp_path, 2, 2, Collator(device="cuda")) == wanted
+
+
+def with_sampler(tmp_path, resume=None):
+    """The documents of every batch of three epochs, by their first ids, under a Trainer."""
+    some = [
+        {"input_ids": [n] * size, "labels": [n] * size}
+        for n, size in enumerate([3, 9, 1, 14, 7, 7, 2, 5, 11, 4, 6, 13, 8])
+    ]
+    seen = []
+
+    class Packing(transformers.Trainer):
+        def get_train_dataloader(self):
+            lengths = [len(each["input_ids"]) for each in some]
+            sampler = PackingBatchSampler(
+                lengths, 16, 1, 0, multiple_of=self.accelerator.num_processes
+            )
+            return self.accelerator.prepare(
+                DataLoader(some, batch_sampler=sampler, collate_fn=Collator())
+            )
+
+        def compute_loss(self, model, inputs, *given, **options):
+            starts = inputs["cu_seq_lens_q"][:-1].long()
+            seen.append(inputs["input_ids"][0, starts].tolist())
+            return super().compute_loss(model, inputs, *given, **options)
+
+    arguments = transformers.TrainingArguments(
+        output_dir=tmp_path,
+        gradient_accumulation_steps=2,
+        learning_rate=0.0,
+        num_train_epochs=3,
+        save_strategy="steps",
+        save_steps=2,
+        report_to=[],
+        use_cpu=True,
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
+    run = Packing(model=model("llama", "sdpa"), args=arguments, train_dataset=some)
+    run.train(resume_from_checkpoint=resume)
+    return seen
+
+
+def test_trainer_with_our_batches_resumes_where_it_was(tmp_path):
+    seen = with_sampler(tmp_path)
+    size = len(seen) // 3
+    for epoch in range(3):
+        batches = seen[epoch * size : (epoch + 1) * size]
+        assert sorted(number for batch in batches for number in batch) == list(range(13))
+    assert seen[:size] != seen[size : 2 * size]
+    for step in (2, 4, 6):  # of two batches, the last of an epoch of what is left
+        taken = step // -(-size // 2) * size + step % -(-size // 2) * 2
+        assert with_sampler(tmp_path / "again", tmp_path / f"checkpoint-{step}") == seen[taken:]
 
 
 def starts(count):

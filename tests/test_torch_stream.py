@@ -171,6 +171,17 @@ def test_masks_and_weights_come_along():
     assert Collator()([item])["loss_weights"].tolist() == [[0, 1, 1, 0, 0.5]]
 
 
+@pytest.mark.parametrize("form", ["seq_lengths", "position_ids"])
+def test_packed_bins_stay_together_and_their_documents_apart(form):
+    said = {"seq_lengths": [1, 2], "position_ids": [0, 0, 1]}
+    documents = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3], form: said[form]}]
+    documents += [{"input_ids": [4, 5], "labels": [4, 5]}]
+    (item,) = stream(documents)
+    assert item["seq_lengths"].tolist() == [1, 2, 2]
+    # Documents of 1, 2 and 2 tokens, each aligned to 4: one bin of 8 and one of 4.
+    assert [len(each["input_ids"]) for each in stream(documents, capacity=8, align=4)] == [3, 2]
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [

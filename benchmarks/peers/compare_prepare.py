@@ -1,12 +1,11 @@
 """Owns the comparison of the whole job: chats in, packed and masked training rows out.
 
 Both sides read the same file of messages, use both cores and end with their data on disk, Parquet
-here and the cache of `datasets` there; imports, loading the tokenizer and (there) the rows are not
-counted. Asserted equal before packing, row by row: ids, and labels but for what follows a stop
-token, which is counted.
+here and the cache of `datasets` there (the page of our report is a form of its own); imports,
+loading the tokenizer and (there) the rows are not counted. Asserted equal before packing, row by
+row: ids, and labels but for what follows a stop token, which is counted.
 """
 
-import inspect
 import os
 import shutil
 import tempfile
@@ -96,11 +95,15 @@ def write_messages(path, encoder, share):
 
 def backends():
     """Our forms: each tokenizer backend that this turnpack has and this machine can load."""
-    if "tokenizer_backend" not in inspect.signature(prepare).parameters:
-        return [("turnpack", {})]
-    forms = [("turnpack, Hugging Face's tokenizer", {"tokenizer_backend": "hf"})]
+    exact = {"tokenizer_backend": "hf", "page": False}
+    forms = [("turnpack, Hugging Face's tokenizer", exact)]
     if packages.installed("gigatoken"):
-        forms.insert(0, ("turnpack, gigatoken", {"tokenizer_backend": "gigatoken"}))
+        fast = {"tokenizer_backend": "gigatoken"}
+        forms = [
+            ("turnpack, gigatoken", {**fast, "page": False}),
+            ("turnpack, gigatoken, with the page of the report", fast),
+            *forms,
+        ]
     return forms
 
 

@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from turnpack._arguments import Ids
@@ -6,3 +6,7 @@ from turnpack._checks import Int64s
 
 def flatten(rows: Iterable[Any]) -> tuple[Ids, Int64s]: ...
 def unflatten(values: Ids, offsets: Int64s) -> list[list[int]]: ...
+def first_unusual(messages: Sequence[Any], roles: frozenset[str], at: int) -> int: ...
+def plain_messages(
+    items: Any, role_key: str, text_key: str, roles: dict[str, str]
+) -> list[dict[str, Any]] | None: ...

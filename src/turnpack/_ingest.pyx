@@ -1,16 +1,22 @@
-# Owns the loops over Python containers: lists of ids to ragged arrays and back.
+# Owns the loops over Python containers: lists of ids to ragged arrays and back, and the messages
+# that are nothing but a role and a text, as nearly all are.
 # Takes Python objects and returns arrays or lists; array arithmetic is the core's.
 
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
 from cpython.long cimport PyLong_FromLong
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
+from cpython.unicode cimport PyUnicode_AsUTF8
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.stdint cimport int32_t, int64_t
 
 import numpy as np
 
 from turnpack._checks import is_int
+
+
+cdef extern from "Python.h":
+    bint PyUnicode_IS_ASCII(object)
 
 
 cdef extern from *:
@@ -164,3 +170,59 @@ def unflatten(const int32_t[::1] values, const int64_t[::1] offsets):
             PyList_SET_ITEM(row, i, item)
         rows.append(row)
     return rows
+
+
+cdef inline bint _is_text(object value):
+    """Whether a value is a str that is Unicode: a lone surrogate is none."""
+    if type(value) is not str:
+        return False
+    if PyUnicode_IS_ASCII(value):
+        return True
+    try:
+        PyUnicode_AsUTF8(value)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def first_unusual(object messages, frozenset roles, Py_ssize_t at):
+    """The place, from `at` on, of the first message that is more than role, content and input.
+
+    Or whose role is none of `roles`, or a text not Unicode. The length where there is none.
+    """
+    cdef Py_ssize_t place, size = len(messages)
+    cdef dict message
+    for place in range(at, size):
+        item = messages[place]
+        if type(item) is not dict:
+            return place
+        message = <dict>item
+        if message.get("role") not in roles or not _is_text(message.get("content")):
+            return place
+        if len(message) != 2 and not (len(message) == 3 and _is_text(message.get("input"))):
+            return place
+    return size
+
+
+def plain_messages(object items, str role_key, str text_key, dict roles):
+    """Messages of a list of dicts that hold a role of `roles` and a text each; None for any other.
+
+    No more than that may be in them.
+    """
+    cdef list messages
+    cdef dict item
+    if type(items) is not list or not items:
+        return None
+    messages = []
+    for each in <list>items:
+        if type(each) is not dict or len(<dict>each) != 2:
+            return None
+        item = <dict>each
+        role, text = item.get(role_key), item.get(text_key)
+        if type(role) is not str or type(text) is not str:
+            return None
+        role = roles.get(role)
+        if role is None:
+            return None
+        messages.append({"role": role, "content": text})
+    return messages

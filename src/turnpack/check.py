@@ -19,7 +19,7 @@ import numpy.typing as npt
 from .encode import Encoder
 from .nouns import Conversation, Reject, Rendered, RowError
 from .patterns import splitter
-from .preview import one_line
+from .reading import one_line
 from .rendering import loss_weight
 
 # Conversations whose prompts are tokenized in one call.

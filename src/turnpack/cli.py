@@ -14,7 +14,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,7 +27,10 @@ from ._version import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from .bins import Row
+    from .nouns import Reject
     from .prepare import Progress
+    from .reading import Reader
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -76,7 +80,7 @@ class _Group(click.Group):
 
 
 def _say(kind: str, message: str) -> None:
-    from .preview import one_line
+    from .reading import one_line
 
     if sys.stderr is not None:
         print(f"turnpack: {kind}: {one_line(message)}", file=sys.stderr)
@@ -245,6 +249,11 @@ def _encoding(
     "Megatron-Bridge's packed Parquet; may be given several times.",
 )
 @click.option(
+    "--page/--no-page",
+    default=True,
+    help="Write report.html, which `turnpack report` can do later as well.",
+)
+@click.option(
     "--workers",
     type=int,
     metavar="N",
@@ -262,6 +271,7 @@ def prepare(context: click.Context, /, files: tuple[str, ...], **options: Any) -
     the options; those given here take their place.
     """
     from .nouns import RowError
+    from .output import HIDDEN, JOURNAL
     from .prepare import OptionError, prepare_recipe
     from .prepare import prepare as run
     from .report import table
@@ -283,6 +293,11 @@ def prepare(context: click.Context, /, files: tuple[str, ...], **options: Any) -
                 report = prepare_recipe(files[0], progress=tell, **given)
             else:
                 report = run(files, progress=tell, **options)
+    except KeyboardInterrupt:
+        output = options["output"]
+        left = output is not None and (Path(output) / HIDDEN / JOURNAL).exists()
+        how = "; the same command with --resume goes on" if left else ""
+        raise Failure(f"interrupted{how}", 130) from None
     except OptionError as error:
         raise Failure(str(error)) from None
     except RowError as error:
@@ -299,7 +314,8 @@ def prepare(context: click.Context, /, files: tuple[str, ...], **options: Any) -
             f"see {folder / 'rejects.jsonl'}",
             1,
         )
-    click.echo(f"bins in {folder / 'data'}, report in {folder / 'report.html'}")
+    name = "report.html" if report.options["page"] else "report.json"
+    click.echo(f"bins in {folder / 'data'}, report in {folder / name}")
     return 0
 
 
@@ -325,6 +341,8 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
         rich.TaskProgressColumn(),
         rich.TextColumn("{task.fields[rates]}"),
         rich.TimeElapsedColumn(),
+        rich.TextColumn("left"),
+        rich.TimeRemainingColumn(),
     )
     quiet = sys.stderr is None or not sys.stderr.isatty()
     bar = rich.Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True)
@@ -337,6 +355,8 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
         rates = f"{now.tokens / now.seconds:,.0f} tokens/s"
         if now.stage == "encode":
             rates = f"{now.rows / now.seconds:,.0f} rows/s, {rates}, {now.rejected:,} rejected"
+        if now.utilization is not None:
+            rates += f", bins {now.utilization:.2%} full"
         task = tasks[now.stage]
         bar.update(task, completed=now.done, total=max(1, now.total), rates=rates)
 
@@ -350,54 +370,161 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
 @click.argument("path", metavar="FILE|DIR", type=click.Path(path_type=Path))
 @click.option(
     "--bins",
+    "most",
     type=click.IntRange(1),
     metavar="N",
-    default=2,
-    show_default=True,
-    help="Bins to show, or conversations of a chat file.",
+    help="Bins to show, or rows where they are chosen or not packed yet; 2 by default, of chosen "
+    "rows 10.",
 )
+@click.option("--row", type=click.IntRange(0), metavar="N", help="The row of this number, from 0.")
+@click.option("--find", metavar="TEXT", help="Rows whose text holds TEXT.")
+@click.option(
+    "--source",
+    metavar="NAME",
+    help="Rows of a file, or the one of chats.jsonl:17 or chats.json[17].",
+)
+@click.option("--html", metavar="FILE", help="Write them as a page instead of showing them.")
 @_encoding(required=False, backend="hf")
 def preview(
-    path: Path, bins: int, tokenizer: str | None, template: str | None, **options: Any
-) -> None:
+    path: Path,
+    most: int | None,
+    html: str | None,
+    tokenizer: str | None,
+    template: str | None,
+    **options: Any,
+) -> int:
     """Show what the model will learn, token by token.
 
     DIR is what `prepare` wrote, FILE one of its Parquet files, or chat data: that needs
-    --tokenizer and --template.
+    --tokenizer and --template. In a pipe it is plain text, the same for the same rows.
     """
+    from . import bins, tokenizers
     from . import preview as show
-    from . import tokenizers
+    from .reading import Reader
 
     console = _console()
     bos, eos = options.pop("bos_token"), options.pop("eos_token")
     with_backend = options.pop("tokenizer_backend")
-    packed = path.is_dir() or show.is_bins(path)
-    if packed:
-        files = sorted((path / "data").glob("*.parquet")) if path.is_dir() else [path]
+    wanted = show.Wanted(most or 2, *(options.pop(key) for key in ("row", "find", "source")))
+    if most is None and wanted.is_choice:
+        wanted = replace(wanted, most=10)
+    if path.is_dir() or bins.is_bins(path):
+        files = bins.files(path)
         if not files:
             raise Failure(f"{path} holds no bins: it is not what `turnpack prepare` writes")
         beside = (path if path.is_dir() else path.parent.parent) / "tokenizer"
         with _asked():
             backend = tokenizers.load(tokenizer or beside, bos=bos, eos=eos, backend=with_backend)
-        show.show_legend(console)
+        reader = Reader(backend)
         try:
-            show.show_bins(console, files, backend, bins)
+            packed = show.packed_bins(files, wanted.most)
+            if wanted.is_choice:
+                return _show_rows(console, show.packed_rows(files, wanted, reader), reader, html)
+            if html is not None:
+                return _show_rows(console, (row for b in packed for row in b.rows), reader, html)
+            show.show_legend(console)
+            show.show_bins(console, packed, _capacity(path), reader)
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise Failure(f"{path} holds no bins of this tokenizer: {error}") from None
-        return
+        return 0
 
     from . import records
     from .encode import Encoder
 
     format = options.pop("format")
     with _asked():
-        rows = records.read([path], format=format)
+        conversations = records.read([path], format=format)
         if tokenizer is None or template is None:
             raise Failure(f"{path} is chat data: its preview needs --tokenizer and --template")
         backend = tokenizers.load(tokenizer, bos=bos, eos=eos, backend=with_backend)
         encoder = Encoder(backend, template, **options)
-    show.show_legend(console)
-    show.show_conversations(console, islice(rows, bins), encoder, backend)
+    reader = Reader(backend)
+    return _show_rows(
+        console, show.encoded_rows(conversations, encoder, wanted, reader), reader, html
+    )
+
+
+def _show_rows(
+    console: Console, rows: Iterator[Row | Reject], reader: Reader, html: str | None
+) -> int:
+    """Print rows, or write them into a page; rejects are printed in any case."""
+    from . import preview as show
+    from .nouns import Reject
+
+    first = next(rows, None)
+    if first is None:
+        raise Failure("no row is like that", 1)
+    rows = chain([first], rows)
+    if html is None:
+        show.show_legend(console)
+        for row in rows:
+            show.show_row(console, row, reader)
+        return 0
+    kept = []
+    for row in rows:
+        if isinstance(row, Reject):
+            show.show_row(console, row, reader)
+        else:
+            kept.append(row)
+    show.save(kept, reader, html)
+    click.echo(f"{len(kept):,} row{'s' * (len(kept) != 1)} in {html}")
+    return 0
+
+
+def _capacity(path: Path) -> int | None:
+    """Return the capacity of the bins, where there is a report that says so."""
+    from . import report
+
+    try:
+        return int(report.read(path if path.is_dir() else path.parent.parent)["capacity"])
+    except (OSError, ValueError):
+        return None
+
+
+@turnpack.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--html", metavar="FILE", help="Write the page there instead of DIR/report.html.")
+def report(folder: Path, html: str | None) -> None:
+    """Write the page of what `prepare` wrote anew, and print its numbers.
+
+    The page holds everything it shows: it opens offline and can be sent.
+    """
+    from . import report as reports
+
+    if not folder.is_dir():
+        raise Failure(f"{folder}: no such directory")
+    with _asked():
+        found = reports.read(folder)
+        page = reports.write_page(folder, file=html)
+    if html is None:
+        reports.relist(folder)
+    click.echo(reports.table(reports.of(found)))
+    click.echo(f"the page is {page}")
+
+
+@turnpack.command()
+@click.argument("before", metavar="DIR_A", type=click.Path(path_type=Path))
+@click.argument("after", metavar="DIR_B", type=click.Path(path_type=Path))
+@click.option(
+    "--rows",
+    type=click.IntRange(0),
+    metavar="N",
+    default=3,
+    show_default=True,
+    help="Rows of each kind of difference to show.",
+)
+def compare(before: Path, after: Path, rows: int) -> int:
+    """Show what changed between two preparations: rows whose ids or targets differ.
+
+    Rows are the same conversation where their sources are the same. The exit code is 1 where
+    something differs.
+    """
+    from . import compare as compares
+
+    with _asked():
+        found = compares.compare(before, after)
+    compares.show(_console(), found, rows)
+    return int(found.differs)
 
 
 @turnpack.command()
@@ -436,7 +563,7 @@ def verify(directory: Path) -> int:
     in report.json. Prints a line for each difference; the exit code is 1 when there is one.
     """
     from . import verify as checks
-    from .preview import one_line
+    from .reading import one_line
 
     totals, problems = checks.Totals(), 0
     try:
@@ -457,6 +584,7 @@ def verify(directory: Path) -> int:
 def templates(name: str | None) -> None:
     """List the chat templates, or show how one writes a conversation."""
     from . import preview as show
+    from .reading import rendered_pieces
     from .templates import get_template
     from .templates import templates as names
 
@@ -484,7 +612,7 @@ def templates(name: str | None) -> None:
     stop = [part.text for part in rendered.segments if part.target][-1]
     click.echo(f"the last answer ends with: {stop}")
     show.show_legend(console)
-    show.show_pieces(console, show.rendered_pieces(rendered))
+    show.show_pieces(console, rendered_pieces(rendered))
 
 
 def _console() -> Console:

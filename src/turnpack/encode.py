@@ -11,9 +11,10 @@ import collections
 import dataclasses
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
-from time import perf_counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from time import perf_counter, thread_time
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -66,9 +67,10 @@ class Encoder:
     extents, as TRL does. `system`: the system message of conversations that have none.
 
     `warnings` counts conversations by what the template could not do for them, and by what was
-    truncated; `seconds_tokenizing` is time spent in the tokenizer. `fallback` says where a fast
-    tokenizer was given up (see `tokenizers.load`), of which a FallbackWarning tells. An Encoder can
-    be pickled.
+    truncated; `truncated` the tokens and targets that were cut off. `seconds_tokenizing` is time
+    spent in the tokenizer, `thread_seconds_tokenizing` what of it the calling thread computed.
+    `fallback` says where a fast tokenizer was given up (see `tokenizers.load`), of which a
+    FallbackWarning tells. An Encoder can be pickled.
     Raises ValueError for arguments that make no sense, and where the template needs a token that
     the tokenizer lacks.
     """
@@ -108,19 +110,20 @@ class Encoder:
         self.boundary = boundary
         self.system = system
         self.warnings: collections.Counter[str] = collections.Counter()
-        self.seconds_tokenizing = 0.0
+        self.truncated: collections.Counter[str] = collections.Counter()
+        self.seconds_tokenizing = self.thread_seconds_tokenizing = 0.0
         self.fallback: str | None = None
         self._prefix = () if self.template.writes_bos else getattr(self.backend, "prefix_ids", ())
         self._fresh_after = _fresh_after(self.template.runs, self.backend)
         # What `concat` puts around the turns, by number; what shapes are made of refers to it.
         self._roles: dict[Role, int] = {}
-        self._layouts: dict[Shape, _Layout | None] = {}
+        self._known: dict[Shape, _Known | None] = {}
         self._constants: dict[tuple[str, bool], tuple[int, ...]] = {}
         # A template learns from what it renders, so no two threads use it at once.
         self._rendering = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {**self.__dict__, "_layouts": {}}  # they hold functions made here
+        kept = {**self.__dict__, "_known": {}}  # they hold functions made here
         del kept["_rendering"]
         return kept
 
@@ -200,8 +203,9 @@ class Encoder:
             return
         place = f"template {self.template.name}"
         if found.text in turns.texts:
-            rows = np.repeat(np.arange(len(turns.of_row)), turns.of_row)
-            row = rows[turns.has_text][turns.texts.index(found.text)]
+            texts_of_row = [len(layout.continues) for layout in turns.layouts]
+            rows = np.repeat(np.arange(len(texts_of_row)), texts_of_row)
+            row = rows[turns.texts.index(found.text)]
             place = str(conversations[row].source or f"conversation {numbers[row]}")
         self.fallback = f"{place}: {found.reason}; encoded again, and all that follows"
 
@@ -241,20 +245,20 @@ class Encoder:
         """Append the turns of a conversation; returns the template's warnings."""
         shape = shape_of(conversation)
         if shape is not None:
-            layout = self._layouts.get(shape)
-            texts = layout and layout.fill(conversation.messages)
-            if layout and texts is not None:
-                turns.add(texts, layout)
-                return layout.warnings
+            known = self._known.get(shape)
+            if known is not None:
+                texts = known.fill(conversation.messages)
+                if texts is not None:
+                    turns.texts += texts
+                    turns.layouts.append(known.layout)
+                    return known.warnings
         rendered = self.render(conversation)
         self._turn(self._cut(rendered.segments), turns)
-        if shape is not None and shape not in self._layouts and len(self._layouts) < SHAPES:
-            self._layouts[shape] = self._layout(shape, conversation, rendered)
+        if shape is not None and shape not in self._known and len(self._known) < SHAPES:
+            self._known[shape] = self._know(shape, conversation, rendered)
         return rendered.warnings
 
-    def _layout(
-        self, shape: Shape, conversation: Conversation, rendered: Rendered
-    ) -> _Layout | None:
+    def _know(self, shape: Shape, conversation: Conversation, rendered: Rendered) -> _Known | None:
         """How conversations become turns that have the shape of one that was rendered."""
         template = self.template
         if not isinstance(template, Template) or self.boundary != "cut":
@@ -272,7 +276,8 @@ class Encoder:
         parts = self._cut(
             [part if part.text else part._replace(text="?") for part in program.segments]
         )
-        return _layout(program, parts, self._ids_of, self._role)
+        layout = _layout(program, parts, self._ids_of, self._role)
+        return layout and _Known(program.fill, program.warnings, layout)
 
     def _ids_of(self, part: _Part) -> tuple[int, ...]:
         """The ids of a part that is in many conversations."""
@@ -289,25 +294,28 @@ class Encoder:
 
     def _turn(self, parts: Sequence[_Part], turns: _Turns) -> None:
         """Append a row's parts, each as a turn: text, or none with a control token behind it."""
+        layout = _Layout([], [], [], [])
         for part in parts:
-            turns.roles.append(self._role(part.role))
-            turns.weights.append(part.pieces[0][2])
-            turns.has_text.append(part.control_id is None)
+            layout.roles.append(self._role(part.role))
+            layout.weights.append(part.pieces[0][2])
+            layout.has_text.append(part.control_id is None)
             if part.control_id is None:
+                layout.continues.append(part.continues)
                 turns.texts.append(part.text)
-                turns.continues.append(part.continues)
                 turns.pieces.append(part.pieces)
             turns.weighted |= any(weight != 1 for _, target, weight in part.pieces if target)
-        turns.of_row.append(len(parts))
+        turns.layouts.append(layout)
 
     def _encode(self, turns: _Turns, numbers: Sequence[int], roles: Sequence[Role]) -> Tokens:
         """Rows from their turns; `numbers` are the rows' `source`, `roles` all that they have."""
         ids, text_offsets, text_weights = self._encode_texts(turns)
-        has_text = np.array(turns.has_text, bool)
+        of_rows = turns.layouts
+        has_text = np.array([*chain.from_iterable(row.has_text for row in of_rows)], bool)
         lengths = np.zeros(len(has_text), np.int64)
         lengths[has_text] = np.diff(text_offsets)
-        role_of = np.array(turns.roles, np.int64)
-        made = kernels.concat(ids, _offsets(lengths), role_of, _offsets(turns.of_row), roles)
+        role_of = np.array([*chain.from_iterable(row.roles for row in of_rows)], np.int64)
+        ends = _offsets([len(row.roles) for row in of_rows])
+        made = kernels.concat(ids, _offsets(lengths), role_of, ends, roles)
         loss_mask = made.loss_mask
         weights = None
         if turns.weighted or text_weights is not None:
@@ -317,7 +325,8 @@ class Encoder:
             if text_weights is not None:
                 loss_mask[from_text] = text_weights > 0
             if turns.weighted:
-                weights = np.repeat(np.array(turns.weights, np.float32), lengths) * loss_mask
+                of_turns = [*chain.from_iterable(row.weights for row in of_rows)]
+                weights = np.repeat(np.array(of_turns, np.float32), lengths) * loss_mask
                 if text_weights is not None:
                     weights[from_text] = text_weights
         # Nothing precedes a row's first token, so no model is ever asked for it.
@@ -376,19 +385,26 @@ class Encoder:
         """
         if not turns.texts:
             return np.zeros(0, np.int32), np.zeros(1, np.int64), None
-        begun = perf_counter()
+        continues = [*chain.from_iterable(row.continues for row in turns.layouts)]
         if self.boundary == "cut" or not isinstance(self.backend, tokenizers.ExtentBackend):
-            ids, offsets = self.backend.encode_batch(turns.texts, turns.continues)
-            self.seconds_tokenizing += perf_counter() - begun
+            with self._clock():
+                ids, offsets = self.backend.encode_batch(turns.texts, continues)
             return ids, offsets, None
-        ids, offsets, extents = self.backend.encode_batch_extents(turns.texts, turns.continues)
-        self.seconds_tokenizing += perf_counter() - begun
+        with self._clock():
+            ids, offsets, extents = self.backend.encode_batch_extents(turns.texts, continues)
         weights = np.zeros(len(ids), np.float32)
         for weight in sorted({w for pieces in turns.pieces for _, target, w in pieces if target}):
             spans, span_offsets = _spans(turns.pieces, weight)
             mask = kernels.mask_spans(extents, offsets, spans, span_offsets)
             weights[mask == 1] = weight
         return ids, offsets, weights
+
+    @contextmanager
+    def _clock(self) -> Iterator[None]:
+        begun, computed = perf_counter(), thread_time()
+        yield
+        self.seconds_tokenizing += perf_counter() - begun
+        self.thread_seconds_tokenizing += thread_time() - computed
 
     # -- rows that are too long ----------------------------------------------------------------
 
@@ -415,8 +431,13 @@ class Encoder:
                 if trained[index] == 0:
                     raise RowError("nothing to train on")
                 row = _rows(tokens, index, index + 1)
-                rows.append(self._shorten(row, conversations[index], limit or 0))
+                kept = self._shorten(row, conversations[index], limit or 0)
+                rows.append(kept)
                 self.warnings["truncated"] += 1
+                targets = int(trained[index] - np.count_nonzero(kept.loss_mask))
+                self.truncated.update(
+                    tokens=int(lengths[index]) - len(kept.input_ids), targets=targets
+                )
             except RowError as error:
                 bad[int(index)] = error
         rows.append(_rows(tokens, start, len(lengths)))
@@ -535,39 +556,36 @@ class Begun:
 class _Turns:
     """The turns of some rows, as `concat` takes them: texts, and what stands around each.
 
-    `texts`, `continues`, `pieces`: of those turns that have text. `roles` (by number), `has_text`,
-    `weights`: of every turn. `of_row`: how many turns each row has.
+    `texts`: of those turns that have one, and their `pieces` where the template was asked for them.
+    `layouts`: of every row.
     """
 
     def __init__(self) -> None:
         self.texts: list[str] = []
-        self.continues: list[bool] = []
         self.pieces: list[list[tuple[int, bool, float]]] = []
-        self.roles: list[int] = []
-        self.has_text: list[bool] = []
-        self.weights: list[float] = []
-        self.of_row: list[int] = []
+        self.layouts: list[_Layout] = []
         self.weighted = False  # whether the weight of a target is not 1
-
-    def add(self, texts: list[str], layout: _Layout) -> None:
-        """Append a row of a known layout."""
-        self.texts += texts
-        self.continues += layout.continues
-        self.roles += layout.roles
-        self.has_text += layout.has_text
-        self.weights += layout.weights
-        self.of_row.append(len(layout.roles))
 
 
 class _Layout(NamedTuple):
-    """How a conversation of one shape becomes turns; see _Turns."""
+    """What the turns of a row are but for their texts.
 
-    fill: Fill
-    warnings: tuple[str, ...]
+    `continues`: of those turns that have text. `roles` (by number), `has_text`, `weights`: of every
+    turn.
+    """
+
     continues: list[bool]
     roles: list[int]
     has_text: list[bool]
     weights: list[float]
+
+
+class _Known(NamedTuple):
+    """How conversations of one shape become turns."""
+
+    fill: Fill
+    warnings: tuple[str, ...]
+    layout: _Layout
 
 
 def _layout(
@@ -612,7 +630,7 @@ def _layout(
         roles.append(role_number(Role(prefix, ids, target, suffix_target)))
         has_text.append(text)
     weights = [1.0] * len(roles)
-    return _Layout(program.fill, program.warnings, continues, roles, has_text, weights)
+    return _Layout(continues, roles, has_text, weights)
 
 
 def _offsets(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from reprlib import repr as short
 from typing import Any, NamedTuple
-from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,7 @@ BACKENDS = ("auto", "hf", "gigatoken")
 
 # Texts that are all compared at the start, and of all others one in how many.
 FIRST = 256
-ONE_IN = 64
+ONE_IN = 256
 
 
 class Fallback(NamedTuple):
@@ -161,20 +160,19 @@ class Accelerated:
         if self._fast is None or not texts:
             return self.encode_exactly(texts, continues)
         first = range(max(0, min(FIRST - self.compared, len(texts))))
-        rest = range(first.stop, len(texts))
-        sample = [*first, *(place for place in rest if _is_sample(texts[place]))]
-        return self._encode_fast(texts, continues, sample)
+        sample = [place for place, text in enumerate(texts) if _is_sample(text)]
+        return self._encode_fast(texts, continues, {*first, *sample})
 
     def _encode_fast(
-        self, texts: Sequence[str], continues: Sequence[bool], compared: Sequence[int]
+        self, texts: Sequence[str], continues: Sequence[bool], places: Iterable[int]
     ) -> Ragged:
-        """Ids of gigatoken, those at the places `compared` the library's too.
+        """Ids of gigatoken, those at some `places` the library's too.
 
         Where a text spells an added token they are the library's only.
         """
         assert self._fast is not None
         spelled = self._fast.spelled(texts)
-        compared = sorted({*compared} - {*spelled})
+        compared = sorted({*places} - {*spelled})
         exact = self._encode_at(texts, continues, compared)
         try:
             made = self._fast.encode(texts, continues)
@@ -232,8 +230,7 @@ _HARD = (
 
 def _is_sample(text: str) -> bool:
     """Whether a text is one of those compared; by the text alone, so that no worker differs."""
-    end = text[-16:].encode("utf-8", "surrogatepass")
-    return (len(text) + crc32(end)) % ONE_IN == 0
+    return (len(text) * 31 + ord(text[len(text) // 2 :][:1] or "a")) % ONE_IN == 0
 
 
 def _arrays(made: Any) -> Ragged:

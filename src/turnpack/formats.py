@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from reprlib import repr as short
 from typing import Any
 
+from ._ingest import plain_messages
 from ._json import decode
 from .nouns import Conversation, RowError, Source, is_list, kind
 
@@ -89,7 +90,8 @@ def _from_messages(fields: _Object) -> _Messages:
 
 
 def _from_sharegpt(fields: _Object) -> _Messages:
-    return [
+    plain = plain_messages(fields["conversations"], "from", "value", _SHAREGPT_ROLES)
+    return plain or [
         _message(item, number) if "role" in item else _sharegpt_message(item, number)
         for number, item in enumerate(_objects(fields, "conversations"))
     ]
@@ -182,7 +184,9 @@ def _objects(fields: _Object, key: str) -> Sequence[_Object]:
 
 
 def _messages(fields: _Object, key: str, first: int = 0) -> _Messages:
-    return [_message(item, number) for number, item in enumerate(_objects(fields, key), first)]
+    return plain_messages(fields[key], "role", "content", _ROLES) or [
+        _message(item, number) for number, item in enumerate(_objects(fields, key), first)
+    ]
 
 
 def _message(item: _Object, number: int) -> dict[str, Any]:

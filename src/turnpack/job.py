@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -36,12 +36,14 @@ from .shards import Shards, Written
 # workers; small enough that a call ends within a second.
 CHUNK = 1000
 CHUNK_BYTES = 1 << 21
-# Rejects of each reason that the page shows.
-EXAMPLES = 3
 STAGES = ("read", "render", "tokenize", "plan", "pack", "write")
 
 REJECTS = "rejects.jsonl"
 DUPLICATES = "duplicates.jsonl"
+
+
+class StaleError(ValueError):
+    """What an unfinished run has left is no longer what it wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Progress:
 
 def block_tokens(shard_tokens: int) -> int:
     """Tokens of a block, in which a stream's bins are shuffled, and which is written at once."""
-    return max(1, shard_tokens // 8)
+    return max(1, shard_tokens // 32)
 
 
 @dataclass(slots=True)
@@ -73,15 +75,15 @@ class Tally:
     """What was counted of the input so far, in JSON's types.
 
     `read`, `rejected`: rows by input. `bytes` of those read, as far as they can be told. `tokens`
-    that were encoded. `fallback`: why a fast tokenizer was given up, `compared`: texts that it was
-    compared on.
+    that were encoded. `truncated`: tokens and targets that were cut off. `fallback`: why a fast
+    tokenizer was given up, `compared`: texts that it was compared on.
     """
 
     read: dict[str, int] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
     warnings: dict[str, int] = field(default_factory=dict)
+    truncated: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     bytes: int = 0
     tokens: int = 0
@@ -187,7 +189,7 @@ class Job:
             )
             behind = islice(raw[part], sum(read), None)
             while True:
-                begun = perf_counter()
+                begun = thread_time()
                 rows, size = [], 0
                 for row in islice(behind, CHUNK):
                     rows.append(row)
@@ -195,7 +197,7 @@ class Job:
                         size += len(row.content)
                         if size > CHUNK_BYTES:
                             break
-                add(self.tally.seconds, {"read": perf_counter() - begun})
+                add(self.tally.seconds, {"read": thread_time() - begun})
                 if not rows:
                     break
                 yield Chunk(part, rows)
@@ -209,9 +211,10 @@ class Job:
         writing = perf_counter()
         for reject in chunk.rejects:
             self._reject(reject, chunk.part)
-        planning = perf_counter()
+        written, planning = perf_counter() - writing, thread_time()
         add(tally.read, {str(number): rows for number, rows in chunk.read.items()})
         add(tally.warnings, chunk.warnings)
+        add(tally.truncated, chunk.truncated)
         add(tally.seconds, chunk.seconds)
         tally.bytes = max(tally.bytes + chunk.bytes, self._before[max(chunk.read)])
         tally.tokens += len(chunk.rows.tokens.input_ids)
@@ -221,8 +224,7 @@ class Job:
             add(tally.warnings, {"a fast tokenizer was given up": 1})
             warnings.warn(chunk.fallback, FallbackWarning, stacklevel=4)
         filled = self._pass_on(self._choose(chunk), len(chunk.rows.tokens.input_ids))
-        done = perf_counter()
-        add(tally.seconds, {"write": planning - writing, "plan": done - planning})
+        add(tally.seconds, {"write": written, "plan": thread_time() - planning})
         if (filled or self._all_held) and self._since >= self._settings.due:
             self._checkpoint()
         self._tell("encode", min(tally.bytes, self._before[-1]), self._before[-1], tally.tokens)
@@ -280,7 +282,7 @@ class Job:
         if "validation" not in self._splits:
             yield "train", rows
             return
-        key = self._settings.seed.to_bytes(16, "little")
+        key = str(self._settings.seed).encode()[:64]
         ids, offsets = rows.tokens.input_ids, rows.tokens.offsets
         starts = [*np.flatnonzero(rows.first).tolist(), len(rows)]
         chosen = np.zeros(len(rows), bool)
@@ -307,9 +309,6 @@ class Job:
         )
         add(tally.rejected, {str(self._work.parts[part].files[source.file]): 1})
         add(tally.reasons, {reject.reason: 1})
-        examples = tally.examples.setdefault(reject.reason, [])
-        if len(examples) < EXAMPLES:
-            examples.append(str(reject))
 
     @property
     def _all_held(self) -> bool:
@@ -322,9 +321,9 @@ class Job:
             self._checkpoint()
         total, done = self.fates.of("packed", range(len(self._inputs)))[1], 0
         for name, split in self._splits.items():
-            begun = perf_counter()
+            begun = thread_time()
             for number, block in enumerate(split.flush(), 1):
-                add(self.tally.seconds, {"plan": perf_counter() - begun})
+                add(self.tally.seconds, {"plan": thread_time() - begun})
                 fill = int(block.plan.fill.sum())
                 done += fill
                 if number > self._flushed.get(name, 0):
@@ -334,7 +333,7 @@ class Job:
                     if safe and self._since >= self._settings.due:
                         self._record()
                     self._tell("write", done, total, done)
-                begun = perf_counter()
+                begun = thread_time()
 
     # -- the journal ---------------------------------------------------------------------------
 
@@ -391,8 +390,12 @@ class Job:
         self.fates = Fates(**entry["fates"])
         self.written = {name: Written(**written) for name, written in entry["written"].items()}
         self._states, self._flushed = entry["held"], entry["flushed"]
-        kept = [Path(f["path"]).name for w in self.written.values() for f in w.files]
-        keep_only(self._folder / "data", kept)
+        files = [file for written in self.written.values() for file in written.files]
+        keep_only(self._folder / "data", [Path(file["path"]).name for file in files])
+        for file in files:
+            path = self._folder / file["path"]
+            if not path.exists() or path.stat().st_size != file["bytes"]:
+                raise StaleError(f"{path} is not as it was written; begin without --resume")
         for name, split in self._splits.items():
             split.load(self._journal.state, self._states[name])
         self._chosen = entry["chosen"]

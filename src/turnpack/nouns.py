@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from . import _checks
+from . import _checks, _ingest
 
 ROLES = ("system", "user", "assistant", "tool")
+_ROLES = frozenset(ROLES)
 
 Message = Mapping[str, Any]
 
@@ -92,9 +93,10 @@ class Conversation:
             raise RowError("wrong type", f"messages is {kind(self.messages)}, not a list")
         if not self.messages:
             raise RowError("empty conversation")
-        for number, message in enumerate(self.messages):
-            if not _is_plain(message):
-                _check_message(message, number)
+        number = _ingest.first_unusual(self.messages, _ROLES, 0)
+        while number < len(self.messages):
+            _check_message(self.messages[number], number)
+            number = _ingest.first_unusual(self.messages, _ROLES, number + 1)
         if self.tools is not None and not is_list(self.tools):
             raise RowError("wrong type", f"tools is {kind(self.tools)}, not a list")
 
@@ -149,27 +151,6 @@ def is_list(value: Any) -> bool:
     if type(value) is list or type(value) is str:
         return type(value) is list
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-
-
-def _is_plain(message: Any) -> bool:
-    """Whether a message is role, content and perhaps input, as nearly all are, and sound."""
-    if type(message) is not dict or message.get("role") not in ROLES:
-        return False
-    size = len(message)
-    return _is_text(message.get("content")) and (
-        size == 2 or (size == 3 and _is_text(message.get("input")))
-    )
-
-
-def _is_text(value: Any) -> bool:
-    if type(value) is not str:
-        return False
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return False
-    return True
 
 
 def _check_message(message: Any, number: int) -> None:
@@ -330,6 +311,11 @@ class Tokens(_Arrays):
         targets = int(np.count_nonzero(self.loss_mask))
         return f"Tokens(rows={len(self)}, tokens={len(self.input_ids)}, targets={targets})"
 
+    def _repr_html_(self) -> str:
+        from . import picture
+
+        return picture.of_tokens(self)
+
     @classmethod
     def join(cls, parts: Sequence[Tokens]) -> Tokens:
         """Put the rows of all parts one after the other, `source` as each has it.
@@ -445,6 +431,11 @@ class Plan(_Arrays):
             f"utilization={self.utilization:.3f})"
         )
 
+    def _repr_html_(self) -> str:
+        from . import picture
+
+        return picture.of_plan(self)
+
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Packed(_Arrays):
@@ -521,6 +512,11 @@ class Packed(_Arrays):
             f"Packed(rows={len(self.rows)}, bins={self.num_bins}, capacity={self.capacity}, "
             f"layout={self.layout!r}, dtype={self.input_ids.dtype})"
         )
+
+    def _repr_html_(self) -> str:
+        from . import picture
+
+        return picture.of_packed(self)
 
 
 CELLS = ("input_ids", "labels", "position_ids", "segment_ids")

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
-from time import perf_counter
+from time import thread_time
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -64,8 +64,9 @@ class Encoded:
 
     `part`: which it is of. `rows`, and `rejects` in the order of the input. `described`: what the
     choice among its conversations wants to know of them. `read`: how many rows it had of which
-    input, `bytes`: theirs, as far as they can be told. `warnings` and `seconds` (by stage) are
-    those of the report. `exact`: the tokenizer's own library encoded from the first row on.
+    input, `bytes`: theirs, as far as they can be told. `warnings`, `truncated` and
+    `seconds` (by stage) are those of the report. `exact`: the tokenizer's own library encoded from
+    the first row on.
     `fallback`: where a fast tokenizer was given up, `compared`: texts that both encoded.
     """
 
@@ -76,6 +77,7 @@ class Encoded:
     read: Counter[int]
     bytes: int
     warnings: Counter[str]
+    truncated: Counter[str]
     seconds: dict[str, float]
     exact: bool
     fallback: str | None
@@ -113,7 +115,7 @@ class Work:
 
     def begin(self, chunk: Chunk) -> _Parsed:
         """Parse and render: Python objects, by one thread at a time."""
-        begun = perf_counter()
+        begun = thread_time()
         part = self.parts[chunk.part]
         conversations: list[Conversation] = []
         rejects: list[Reject] = []
@@ -123,7 +125,7 @@ class Work:
                 rejects.append(parsed)
             else:
                 conversations.append(parsed)
-        parsed_at = perf_counter()
+        parsed_at = thread_time()
         rendered = part.encoder.begin(conversations)
         described = None
         if part.described != "no":
@@ -136,18 +138,19 @@ class Work:
             described,
             cast("list[Source]", [conversation.source for conversation in conversations]),
             rejects,
-            {"read": parsed_at - begun, "render": perf_counter() - parsed_at},
+            {"read": parsed_at - begun, "render": thread_time() - parsed_at},
         )
 
     def finish(self, parsed: _Parsed) -> Encoded:
         """Tokenize, mask and truncate: arrays, without Python's lock for the most part."""
-        begun = perf_counter()
+        begun = thread_time()
         part, raw = self.parts[parsed.chunk.part], parsed.chunk.rows
         encoder = part.encoder
         backend, told = encoder.backend, encoder.fallback
         compared, exact = getattr(backend, "compared", 0), getattr(backend, "exact", True)
         encoder.warnings.clear()
-        tokenized = encoder.seconds_tokenizing
+        encoder.truncated.clear()
+        tokenized, computed = encoder.seconds_tokenizing, encoder.thread_seconds_tokenizing
         tokens = encoder.finish(parsed.begun, parsed.rejects)
         if encoder.fallback != told:
             for other in self.parts:  # that the tokenizer was given up is told once
@@ -158,9 +161,9 @@ class Work:
             rejects.sort(key=lambda reject: places[cast(Source, reject.source)])
         files = np.array([part.files[source.file] for source in parsed.sources], np.int32)
         rows = Rows.of(tokens, _names(parsed.sources), files)
-        tokenizing = encoder.seconds_tokenizing - tokenized
-        parsed.seconds["tokenize"] = tokenizing
-        parsed.seconds["render"] += perf_counter() - begun - tokenizing
+        parsed.seconds["tokenize"] = encoder.seconds_tokenizing - tokenized
+        computed = encoder.thread_seconds_tokenizing - computed
+        parsed.seconds["render"] += thread_time() - begun - computed
         return Encoded(
             parsed.chunk.part,
             rows,
@@ -169,6 +172,7 @@ class Work:
             Counter([part.files[row.source.file] for row in raw]),
             sum(len(row.content) for row in raw if isinstance(row.content, bytes)),
             Counter(encoder.warnings),
+            Counter(encoder.truncated),
             parsed.seconds,
             exact,
             None if encoder.fallback == told else encoder.fallback,

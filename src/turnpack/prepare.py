@@ -23,12 +23,12 @@ from ._version import __version__
 from .binning import Binning, binning
 from .encode import Encoder
 from .fast_tokenizer import Accelerated
-from .job import STAGES, Job, Progress, Settings, block_tokens
+from .job import STAGES, Job, Progress, Settings, StaleError, block_tokens
 from .journal import Journal, input_identity
 from .output import RUN, is_output, replacing, write_json, write_manifest
 from .pipeline import Part, Work
 from .recipe import Recipe
-from .report import Report, page
+from .report import Report, write_page
 from .selection import FATES, Input
 from .shards import complete_weights
 from .shuffle import Shuffled
@@ -76,6 +76,7 @@ def prepare(
     tokenizer_backend: str = "auto",
     shard_tokens: int = SHARD_TOKENS,
     sinks: Sequence[str] = (),
+    page: bool = True,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Report:
@@ -93,8 +94,8 @@ def prepare(
     where it does not say. `tokenizer_backend`: "auto", "hf" or "gigatoken", see `tokenizers.load`;
     the report says which it was. `shard_tokens`: tokens that a file may have. `sinks`: what to
     write besides Parquet, of `sinks.exports.SINKS` ("numpy": the arrays that
-    `turnpack.torch.PackedDataset` maps, so that it has nothing to decode). The other options are
-    Encoder's.
+    `turnpack.torch.PackedDataset` maps, so that it has nothing to decode). `page`: write
+    report.html, which `turnpack report` can do later as well. The other options are Encoder's.
 
     An earlier output in the directory is replaced as a whole when the run has succeeded, and not
     touched when it fails. A run that was stopped or killed goes on with `resume` behind the last
@@ -237,6 +238,8 @@ def _prepare(
             write_json(folder / RUN, {**report.about_the_run(), "identity": identity})
     except _AlreadyThere:
         pass
+    except StaleError as error:
+        raise OptionError(str(error)) from None
     return report
 
 
@@ -367,6 +370,7 @@ def _count(
         tally.warnings |= dict.fromkeys(recipe.notes, 1)
     report.conversations = {key: sum(file[key] for file in report.inputs) for key in keys}
     report.warnings = dict(Counter(tally.warnings).most_common())
+    report.truncated = {key: tally.truncated.get(key, 0) for key in ("tokens", "targets")}
     report.rejected_by_reason = dict(Counter(tally.reasons).most_common())
     report.seconds = {stage: tally.seconds.get(stage, 0.0) for stage in STAGES}
     report.rows = sum(w.rows for w in written)
@@ -430,19 +434,23 @@ def _finish(report: Report, job: Job, folder: Path, backend: Any, sinks: Sequenc
         split: [folder / file["path"] for file in written.files]
         for split, written in job.written.items()
     }
-    facts = exports.Facts(report.capacity, getattr(backend, "vocabulary", None))
+    if sinks:
+        facts = exports.Facts(report.capacity, getattr(backend, "vocabulary", None))
     for name in sinks:
         exports.export(name, splits, folder, facts)
     if hasattr(backend, "save"):
         backend.save(folder / "tokenizer")
     write_json(folder / "report.json", report.to_dict())
-    (folder / "report.html").write_text(page(report, job.tally.examples), encoding="utf-8")
+    drawing = perf_counter()
+    if report.options["page"]:
+        write_page(folder, backend)
+    report.seconds["page"] = perf_counter() - drawing
     known = {
         file["path"]: {"rows": file["bins"], "tokens": file["tokens"], "sha256": file["sha256"]}
         for file in report.files
     }
     write_manifest(folder, known)
-    report.seconds["write"] += perf_counter() - begun
+    report.seconds["write"] += perf_counter() - begun - report.seconds["page"]
 
 
 def _identity(thing: Any) -> dict[str, Any]:

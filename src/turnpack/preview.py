@@ -1,31 +1,31 @@
 """Preview: bins and conversations in the terminal, token by token, targets apart from the rest.
 
-Owns how tokens become readable text. Asks a tokenizer only to decode ids and to name its control
-tokens; encodes nothing and reads no chat file.
+Owns which rows are shown, and how they look in a terminal, in a pipe and, with the page's help, as
+HTML. How tokens become text is reading.py's.
 """
 
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from .nouns import Conversation, Reject, Rendered
+from . import bins
+from .bins import Row
+from .nouns import Conversation, Reject
+from .reading import Document, Piece, Reader, one_line
 
 if TYPE_CHECKING:
-    from .encode import Encoder
-    from .tokenizers import Backend
+    from collections.abc import Sequence
 
-COLUMNS = ("input_ids", "labels", "seq_lengths", "source")
+    from .encode import Encoder
 
 # What shows a template: it has a system message, an empty line and more than one turn.
 SAMPLE = (
@@ -35,115 +35,6 @@ SAMPLE = (
     {"role": "user", "content": "Thanks"},
     {"role": "assistant", "content": "You are welcome."},
 )
-
-# What a terminal would obey or hide: C0 and C1 controls, bidi and other invisible format
-# characters, lone surrogates, and U+FFFD, which must not be taken for a broken character.
-# The joiners U+200C and U+200D stay: emoji and Persian are spelled with them.
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
-    "\ufeff\ufff9-\ufffd\ud800-\udfff\U000e0000-\U000e007f]"
-)
-_BROKEN = "\ufffd"
-_CONTEXT = 4  # groups before one that its decoding is given
-_LONGEST = 64  # tokens in a group; a character has at most four bytes, but U+FFFD may be meant
-
-
-def visible(text: str) -> str:
-    r"""Spell out every character that a terminal would obey or hide; tabs and newlines stay.
-
-    >>> visible("a\x1b[31mb")
-    'a⟨U+001B⟩[31mb'
-    """
-    return _UNSEEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
-
-
-def one_line(text: str) -> str:
-    """Return visible text without tabs and newlines, for messages and headers."""
-    return visible(re.sub(r"[\t\n]+", " ", text))
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What is shown as one: a token, or the tokens that a character is split over."""
-
-    text: str
-    target: bool
-    control: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One row's tokens as pieces, with what its header says."""
-
-    title: str
-    tokens: int
-    targets: int
-    pieces: Sequence[Piece]
-
-
-def rendered_pieces(rendered: Rendered) -> list[Piece]:
-    """Turn a rendered conversation's segments into pieces: no tokenizer, so no boundaries."""
-    return [Piece(visible(part.text), part.target, part.control) for part in rendered.segments]
-
-
-class Reader:
-    """Turns ids into pieces with one tokenizer."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self._known: dict[int, bool] = {}
-
-    def document(self, title: str, ids: Sequence[int], targets: Sequence[bool]) -> Document:
-        """Turn a row into pieces; `targets` says of each token whether it is trained on."""
-        ids = [int(token) for token in ids]
-        pieces = [
-            Piece(
-                _shown(text, ids[start:end], first=start == 0, last=end == len(ids)),
-                any(targets[start:end]),
-                end - start == 1 and self._is_control(ids[start]),
-            )
-            for start, end, text in self._groups(ids)
-        ]
-        return Document(title, len(ids), sum(map(bool, targets)), pieces)
-
-    def _groups(self, ids: list[int]) -> Iterator[tuple[int, int, str]]:
-        """Split at every token that ends with a whole character: (start, end, text)."""
-        starts: deque[int] = deque([0], maxlen=_CONTEXT + 1)
-        for end in range(1, len(ids) + 1):
-            start = starts[-1]
-            text = self._text(ids[starts[0] : start], ids[start:end])
-            whole = not text.endswith(_BROKEN) or end - start == _LONGEST
-            if end == len(ids) or whole or self._is_control(ids[end]):
-                yield start, end, text
-                starts.append(end)
-
-    def _text(self, context: list[int], group: list[int]) -> str:
-        """Return what decoding up to the group's end adds to decoding up to its start.
-
-        A few groups before it are context enough, and they must be there: a SentencePiece decoder
-        drops the space at the front of whatever it is given.
-        """
-        before = self._backend.decode(context) if context else ""
-        text = self._backend.decode(context + group)
-        return text[len(before) :] if text.startswith(before) else self._backend.decode(group)
-
-    def _is_control(self, token: int) -> bool:
-        known = self._known.get(token)
-        if known is None:
-            known = self._backend.control_id(self._backend.decode([token])) == token
-            self._known[token] = known
-        return known
-
-
-def _shown(text: str, ids: list[int], *, first: bool, last: bool) -> str:
-    """Return a group's text; half a character at an end of a row has none, so its ids."""
-    half = f"⟨ids {' '.join(map(str, ids))}⟩"
-    head = tail = ""
-    if first and text.startswith(_BROKEN):
-        text, head = text.lstrip(_BROKEN), half
-    if last and text.endswith(_BROKEN):
-        text, tail = text.rstrip(_BROKEN), half
-    return head + visible(text) + tail
 
 
 def paint(pieces: Iterable[Piece], *, styled: bool) -> Text:
@@ -224,65 +115,172 @@ def is_styled(console: Console) -> bool:
     return console.color_system is not None and not console.no_color
 
 
-def is_bins(path: Path) -> bool:
-    """Tell whether a file holds packed bins rather than chat data."""
-    if path.suffix != ".parquet" or not path.is_file():
-        return False
-    try:
-        return set(COLUMNS) <= set(pq.read_schema(path).names)
-    except pa.ArrowInvalid:
-        return False
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which rows to show: at most `most` of those that agree with all that is not None.
+
+    `row`: its number, from 0. `find`: its text holds this. `source`: a file, by its path or its
+    name, or one conversation as `source` spells it.
+    """
+
+    most: int
+    row: int | None = None
+    find: str | None = None
+    source: str | None = None
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether rows are chosen one by one."""
+        return (self.row, self.find, self.source) != (None, None, None)
+
+    def is_source(self, name: str) -> bool:
+        """Tell whether a row of this source is wanted."""
+        if self.source is None:
+            return True
+        file = re.sub(bins.PLACE, "", name)
+        return any(self.source in (whole, whole.rpartition("/")[2]) for whole in (name, file))
 
 
-def show_bins(console: Console, files: Sequence[Path], backend: Backend, count: int) -> None:
-    """Print the first `count` bins of these files."""
-    reader = Reader(backend)
-    for number, (file, row) in enumerate(islice(_bins(files, count), count)):
-        ids, labels, lengths = row["input_ids"], row["labels"], row["seq_lengths"]
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """A bin to show, with its rows; `file` is the name of the Parquet file that holds it."""
+
+    number: int
+    file: str
+    rows: Sequence[Row]
+
+
+def packed_bins(files: Sequence[Path], count: int) -> Iterator[Bin]:
+    """The first bins of Parquet files."""
+    found = bins.read(files, most=max(1, min(count, 64)))
+    for some in islice(found, count):
+        for place, (start, end) in enumerate(pairwise(some.bins.tolist())):
+            if some.first_bin + place < count:
+                rows = [some.row(index) for index in range(start, end)]
+                yield Bin(some.first_bin + place, some.file.name, rows)
+
+
+def packed_rows(files: Sequence[Path], wanted: Wanted, reader: Reader) -> Iterator[Row]:
+    """The rows of Parquet files that are wanted, in their order."""
+    return islice(_matching(files, wanted, reader), wanted.most)
+
+
+def _matching(files: Sequence[Path], wanted: Wanted, reader: Reader) -> Iterator[Row]:
+    for some in bins.read(files):
+        rows: Iterable[int] = range(len(some.rows) - 1)
+        if wanted.row is not None:
+            if wanted.row < some.first_row:
+                return
+            place = wanted.row - some.first_row
+            rows = [place] if place < len(some.rows) - 1 else []
+        if wanted.source is not None:
+            names = some.source.to_pylist() if rows else []
+            rows = [index for index in rows if wanted.is_source(names[index])]
+        for index in rows:
+            row = some.row(index)
+            if wanted.find is None or wanted.find in reader.text(row.input_ids):
+                yield row
+
+
+def encoded_rows(
+    conversations: Iterable[Conversation | Reject], encoder: Encoder, wanted: Wanted, reader: Reader
+) -> Iterator[Row | Reject]:
+    """Conversations as the encoder makes rows of them, and those it rejects, as far as wanted.
+
+    `wanted.row` and `wanted.most` count conversations; a reject has no text to be found.
+    """
+    shown = 0
+    for number, conversation in enumerate(conversations):
+        if shown == wanted.most or (wanted.row is not None and number > wanted.row):
+            return
+        if wanted.row not in (None, number) or not wanted.is_source(str(conversation.source)):
+            continue
+        made = list(_encoded(number, conversation, encoder))
+        if wanted.find is not None:
+            made = [
+                row
+                for row in made
+                if isinstance(row, Row) and wanted.find in reader.text(row.input_ids)
+            ]
+        shown += bool(made)
+        yield from made
+
+
+def _encoded(
+    number: int, conversation: Conversation | Reject, encoder: Encoder
+) -> Iterator[Row | Reject]:
+    if isinstance(conversation, Reject):
+        yield conversation
+        return
+    rejects: list[Reject] = []
+    tokens = encoder([conversation], rejects)
+    for start, end in pairwise(tokens.offsets.tolist()):
+        targets = tokens.loss_mask[start:end] != 0
+        targets[:1] = False  # as in a bin: nothing precedes a row's first token, so it is no label
+        yield Row(number, None, str(conversation.source), tokens.input_ids[start:end], targets)
+    yield from rejects
+
+
+def save(rows: Sequence[Row], reader: Reader, file: str) -> None:
+    """Write rows into a page, which is the browser of the report with nothing above it."""
+    from .page import page
+    from .survey import Picked
+
+    text = page("Preview", [Picked(row) for row in rows], reader, None)
+    Path(file).write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def show_bins(console: Console, shown: Iterable[Bin], capacity: int | None, reader: Reader) -> None:
+    """Print bins: a line and a bar for each, and its rows below.
+
+    Without a capacity each bar is as long as its bin.
+    """
+    for item in shown:
+        tokens = sum(len(row.input_ids) for row in item.rows)
         _line(
             console,
-            f"━━ bin {number} of {one_line(file.name)} · "
-            f"{len(ids):,} tokens in {len(lengths):,} documents",
+            f"━━ bin {item.number:,} of {one_line(item.file)} · "
+            f"{tokens:,} tokens in {len(item.rows):,} documents",
             "bold cyan",
         )
-        documents = []
-        end = 0
-        for title, length in zip(row["source"], lengths, strict=True):
-            start, end = end, end + length
-            targets = [label != -100 for label in labels[start:end]]
-            documents.append(reader.document(title, ids[start:end], targets))
-        show(console, documents)
+        drawn = bar(item.rows, capacity or tokens, styled=is_styled(console))
+        console.print(drawn, soft_wrap=True)
+        for row in item.rows:
+            show_row(console, row, reader)
 
 
-def _bins(files: Sequence[Path], count: int) -> Iterator[tuple[Path, dict[str, list[Any]]]]:
-    for file in files:
-        with pq.ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches(batch_size=max(1, count), columns=list(COLUMNS)):
-                for row in batch.to_pylist():
-                    yield file, row
+def show_row(console: Console, row: Row | Reject, reader: Reader) -> None:
+    """Print one row below a line that names it; of a reject, why it is one."""
+    if isinstance(row, Reject):
+        _line(console, f"── rejected · {one_line(str(row))}", "bold red")
+    else:
+        show(console, [reader.document(row.source, row.input_ids, row.targets)])
 
 
-def show_conversations(
-    console: Console,
-    conversations: Iterable[Conversation | Reject],
-    encoder: Encoder,
-    backend: Backend,
-) -> None:
-    """Print conversations as the encoder makes rows of them; a row it rejects, with the reason."""
-    reader = Reader(backend)
-    for conversation in conversations:
-        rejects: list[Reject] = []
-        if isinstance(conversation, Reject):
-            rejects.append(conversation)
+# Colours of documents in a bar, one after the other.
+_COLOURS = ("bright_blue", "cyan", "yellow", "magenta", "red", "green")
+_COLUMNS = 72
+
+
+def bar(rows: Sequence[Row], capacity: int, *, styled: bool) -> Text:
+    """Draw a bin as a line: targets dark, prompts light, padding dots.
+
+    In a pipe, where there are no colours, a bar stands between two documents.
+    """
+    lengths = np.array([len(row.input_ids) for row in rows], np.int64)
+    targets = np.concatenate([row.targets for row in rows])
+    at = ((np.arange(_COLUMNS) * 2 + 1) * capacity) // (2 * _COLUMNS)
+    document = np.searchsorted(np.cumsum(lengths), at, side="right")
+    drawn = Text()
+    for column, (token, number) in enumerate(zip(at.tolist(), document.tolist(), strict=True)):
+        if token >= len(targets):
+            drawn.append("·", "dim" if styled else "")
+        elif not styled and column and number != document[column - 1]:
+            drawn.append("│")
         else:
-            tokens = encoder([conversation], rejects)
-            for start, end in pairwise(tokens.offsets.tolist()):
-                # As in a bin: nothing precedes a row's first token, so it is no label.
-                targets = [False, *tokens.loss_mask[start + 1 : end].tolist()]
-                ids = tokens.input_ids[start:end].tolist()
-                show(console, [reader.document(str(conversation.source), ids, targets)])
-        for reject in rejects:
-            _line(console, f"── rejected · {one_line(str(reject))}", "bold red")
+            shade = "█" if targets[token] else "░"
+            drawn.append(shade, _COLOURS[number % len(_COLOURS)] if styled else "")
+    return drawn
 
 
 def _line(console: Console, text: str, style: str) -> None:

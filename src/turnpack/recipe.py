@@ -96,6 +96,7 @@ _OPTIONS: dict[str, _Kind] = {
     **dict.fromkeys(("max_length", "capacity", "window", "seed", "workers", "shard_tokens"), _INT),
     "validation": _NUMBER,
     "strict": _FLAG,
+    "page": _FLAG,
     "sinks": _TEXTS,
 }
 _TOP: dict[str, _Kind] = {

@@ -12,7 +12,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, thread_time
 from types import TracebackType
 from typing import Any
 
@@ -119,14 +119,14 @@ class Shards:
                 self._end()
             if self._sink is None:
                 self._sink = ParquetSink(_part(self._folder / self._path), self.written.weighted)
-            begun = perf_counter()
+            begun = thread_time()
             packed = kernels.pack(rows.tokens, plan[start:stop], layout="flat")
-            packed_at = perf_counter()
+            packed_after, packed_at = thread_time() - begun, perf_counter()
             self._sink.write(packed, rows.names)
             self._count(rows, packed)
             self._bins += stop - start
             self._tokens += fill
-            self.seconds["pack"] += packed_at - begun
+            self.seconds["pack"] += packed_after
             self.seconds["write"] += perf_counter() - packed_at
 
     def _count(self, rows: Rows, packed: Packed) -> None:

@@ -231,10 +231,27 @@ class HuggingFace(Accelerated):
                     "name, which is a character of the vocabulary too",
                     stacklevel=4,
                 )
+        self._make_twins(spec)
+
+    def _make_twins(self, spec: dict[str, Any]) -> None:
+        make = _import("tokenizers").Tokenizer.from_str
         twin = _without_added_tokens(spec)
-        self._fresh = tokenizers.Tokenizer.from_str(json.dumps(twin))
+        self._fresh = make(json.dumps(twin))
         bare, self.fresh_after = _without_text_prefix(twin)
-        self._continuing = tokenizers.Tokenizer.from_str(json.dumps(bare)) if bare else self._fresh
+        self._continuing = make(json.dumps(bare)) if bare else self._fresh
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The twins hold a secret that is new in every process: with them, no pickle of the same
+        # tokenizer would be the same, as `datasets` wants it.
+        state = {**self.__dict__, "_fast": None if self._fast is None else type(self._fast)}
+        del state["_fresh"], state["_continuing"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _fast=None)
+        self._make_twins(json.loads(self._own.to_str()))
+        if state["_fast"] is not None:
+            self._fast = self.gigatoken(state["_fast"])
 
     def _prefix(self, adds_bos: bool | None) -> tuple[int, ...]:
         """What the tokenizer itself puts in front of a text."""
@@ -255,11 +272,13 @@ class HuggingFace(Accelerated):
         """See Accelerated."""
         return kernels.flatten([encoding.ids for encoding in self._encode(texts, continues, True)])
 
-    def gigatoken(self) -> Gigatoken:
+    def gigatoken(self, kind: type[Gigatoken] | None = None) -> Gigatoken:
         """Another way to the same ids; see Gigatoken for what it raises."""
         added = self._own.get_added_tokens_decoder().values()
         fresh, continuing = self._fresh.to_str(), self._continuing.to_str()
-        return Gigatoken("from_json", fresh, continuing, [token.content for token in added])
+        return (kind or Gigatoken)(
+            "from_json", fresh, continuing, [token.content for token in added]
+        )
 
     @property
     def vocabulary(self) -> int:

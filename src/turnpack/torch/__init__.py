@@ -1,6 +1,7 @@
 """turnpack in a PyTorch training loop; nothing else of turnpack imports torch."""
 
 from .collate import Collator
+from .compact import CompactBatch
 from .dataset import PackedDataset
 from .device import Packed, Staged, Tokens, concat, expand, mask_markers, pack, stage, unpack
 from .isolation import Isolation, isolation
@@ -10,6 +11,7 @@ from .stream import PackingIterableDataset
 
 __all__ = [
     "Collator",
+    "CompactBatch",
     "Isolation",
     "Packed",
     "PackedDataset",

@@ -13,15 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .. import _checks
 from . import _cells
-from .masks import block_mask, dense_mask
+from .compact import IGNORE, CompactBatch, compact, finished
+from .device import Device, require_module
+from .masks import MASKS
 
 Item = Mapping[str, Any]
 _Int64s = npt.NDArray[np.int64]
 
-IGNORE = -100
 LAYOUTS = ("flat", "rows")
-MASKS = (None, "dense", "flex")
 
 
 class Collator:
@@ -50,7 +51,9 @@ class Collator:
       shift; transformers' models do.
     - `normalize` "sequence": every target weighs 1/n in a document of n targets.
     - `use_cache`: what the batch says of it; None says nothing, for models that take no such thing.
-    - `device`: where the tensors go.
+    - `device` "cuda": the batch is a `CompactBatch`, whose `to(device)` makes these tensors on the
+      GPU. A token travels there as 5 bytes (9 with weights): from a DataLoader's worker, by pinned
+      memory where the loader pins. Labels must be their ids or -100.
 
     `loss_weights` float32, 0 where no target is, are in the batch if a dict has them or `normalize`
     is given. The first label of every document is -100, nothing predicts it.
@@ -77,11 +80,11 @@ class Collator:
         shift_labels: bool = False,
         normalize: Literal["sequence"] | None = None,
         use_cache: bool | None = False,
-        device: torch.device | str | None = None,
+        device: Device | None = None,
     ) -> None:
         if layout not in LAYOUTS:
             raise ValueError(f"layout is {layout!r}, not one of {', '.join(LAYOUTS)}")
-        if mask not in MASKS:
+        if mask is not None and mask not in MASKS:
             raise ValueError(f"mask is {mask!r}, not dense, flex or None")
         if normalize not in (None, "sequence"):
             raise ValueError(f"normalize is {normalize!r}, not sequence or None")
@@ -91,14 +94,14 @@ class Collator:
             ("align", align),
             ("max_segments", max_segments),
         ):
-            if value is not None and value < 1:
+            if value is not None and _checks.number(name, value) < 1:
                 raise ValueError(f"{name} is {value}, less than 1")
         if layout == "flat" and capacity is not None:
             raise ValueError("capacity is the length of a row, layout flat has none")
         if layout == "rows" and max_segments is not None:
             raise ValueError("max_segments is for cu_seq_lens, layout rows has none")
         self.layout = layout
-        self.pad_id = pad_id
+        self.pad_id = _checks.number("pad_id", pad_id)
         self.pad_to_multiple_of = pad_to_multiple_of
         self.capacity = capacity
         self.align = align
@@ -107,27 +110,39 @@ class Collator:
         self.shift_labels = shift_labels
         self.normalize = normalize
         self.use_cache = use_cache
-        self.device = device
+        self.device = torch.device("cpu" if device is None else device)
+        if self.device.type == "cuda":
+            require_module()
+        elif self.device.type != "cpu":
+            raise ValueError(f"device is {self.device}, neither cpu nor cuda")
 
-    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
-        """Make the batch of these dicts."""
+    def __call__(self, items: Sequence[Item]) -> Any:
+        """Make the batch of these dicts: a dict, with `device` "cuda" a `CompactBatch`."""
         sizes, lengths, documents = _lengths(items)
-        segments, padding, shape = self._segments(lengths, documents)
-        ends = np.cumsum(segments)
-        starts = ends - segments
-        size = shape[0] * shape[1]
-        place = _Places(sizes, lengths, starts if padding is None else starts[~padding], size)
+        flat = self.layout == "flat"
+        boundaries, numbers, starts, width, longest = _cells.lay(
+            lengths,
+            documents,
+            flat,
+            self.align,
+            self.pad_to_multiple_of,
+            self.capacity or 0,
+            self.max_segments or 0,
+        )
+        if self.device.type == "cuda":
+            return self._compact(items, sizes, lengths, documents, width, longest)
+        shape = 1 if flat else len(items), width
+        size = shape[0] * width
+        place = _Places(sizes, lengths, starts, size)
         # One block: the C library keeps it for the next batch, where it would give back several and
         # have the system clear their pages every time, which costs more than all the rest.
-        block = np.empty(3 * size + (size + 1) // 2, np.int64)
-        input_ids, labels, position_ids = block[: 3 * size].reshape(3, size)
-        numbers = block[3 * size :].view(np.int32)[:size]
-
+        input_ids, labels, position_ids, segment_ids = np.empty((4, size), np.int64)
         place.ids(items, "input_ids", self.pad_id, input_ids)
         place.labels(items, labels)
-        labels[starts] = IGNORE
-        weights = self._weights(items, place, labels, starts, segments)
-        _cells.number(segments, position_ids, numbers)
+        ends = boundaries[: len(numbers) + 1]
+        labels[ends[:-1]] = IGNORE
+        weights = self._weights(items, place, labels, ends)
+        _cells.count(ends, position_ids)
 
         cells: dict[str, npt.NDArray[Any]] = {
             "input_ids": input_ids,
@@ -140,75 +155,42 @@ class Collator:
             cells["labels"] = _shifted(labels, IGNORE)
             if weights is not None:
                 cells["loss_weights"] = _shifted(weights, 0)
+        name = "seq_idx" if flat else "segment_ids"
+        cells[name] = segment_ids.view(np.int32)[:size] if flat else segment_ids
+        _cells.number(ends, numbers, cells[name])
         batch: dict[str, Any] = {
             name: torch.from_numpy(cell.reshape(shape)) for name, cell in cells.items()
         }
-        seen = torch.from_numpy(numbers.reshape(shape))
-        if self.layout == "flat":
-            batch["seq_idx"] = seen
-            boundaries = torch.from_numpy(self._boundaries(ends))
-            batch["cu_seq_lens_q"] = batch["cu_seq_lens_k"] = boundaries
-            batch["max_length_q"] = batch["max_length_k"] = int(segments.max())
-        else:
-            segment_ids = seen - seen[:, :1] + 1
-            if padding is not None:
-                for row in np.flatnonzero(padding):
-                    segment_ids.view(-1)[starts[row] : ends[row]] = 0
-            batch["segment_ids"] = segment_ids.long()
-        if self.device is not None:
-            seen = seen.to(self.device)
-            batch = {
-                name: value.to(self.device, non_blocking=True)
-                if isinstance(value, torch.Tensor)
-                else value
-                for name, value in batch.items()
-            }
-        if self.mask is not None:
-            batch["attention_mask"] = (dense_mask if self.mask == "dense" else block_mask)(seen)
-        if self.use_cache is not None:
-            batch["use_cache"] = self.use_cache
-        return batch
+        if flat:
+            batch["cu_seq_lens_q"] = batch["cu_seq_lens_k"] = torch.from_numpy(boundaries)
+            batch["max_length_q"] = batch["max_length_k"] = longest
+        return finished(batch, self.mask, self.use_cache)
 
-    def _segments(
-        self, lengths: _Int64s, documents: _Int64s
-    ) -> tuple[_Int64s, npt.NDArray[np.bool_] | None, tuple[int, int]]:
-        """Lengths of all segments in the order of the cells, which are padding, and [B, L].
-
-        `lengths` of the documents, and how many `documents` each dict has. None: no padding.
-        """
-        aligned = lengths if self.align == 1 else -(-lengths // self.align) * self.align
-        if self.layout == "flat":
-            last = np.array([len(lengths)])
-            filled = np.array([aligned.sum()])
-        else:
-            last = np.cumsum(documents)
-            filled = np.add.reduceat(aligned, last - documents)
-        width = int(filled.max())
-        if self.capacity is not None:
-            if width > self.capacity:
-                raise ValueError(
-                    f"item {int(filled.argmax())} has {width} tokens, "
-                    f"more than capacity {self.capacity}"
-                )
-            width = self.capacity
-        width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        if width * len(filled) >= 1 << 31:
-            raise ValueError(f"{width * len(filled)} cells are too many for int32 boundaries")
-        rest = width - filled
-        if not rest.any():
-            return aligned, None, (len(filled), width)
-        segments = np.insert(aligned, last, rest)
-        padding = np.insert(np.zeros(len(aligned), bool), last, True)
-        kept = segments > 0
-        return segments[kept], padding[kept], (len(filled), width)
+    def _compact(
+        self,
+        items: Sequence[Item],
+        sizes: list[int],
+        lengths: _Int64s,
+        documents: _Int64s,
+        width: int,
+        longest: int,
+    ) -> CompactBatch:
+        aligned = -(-lengths // self.align) * self.align
+        ends = np.concatenate([[0], np.cumsum(aligned)])
+        place = _Places(sizes, lengths, ends[:-1], int(ends[-1]))
+        input_ids, labels = np.empty((2, place.cells), np.int64)
+        place.ids(items, "input_ids", self.pad_id, input_ids)
+        place.labels(items, labels)
+        labels[ends[:-1]] = IGNORE
+        weights = self._weights(items, place, labels, ends)
+        return compact(self, input_ids, labels, weights, aligned, documents, width, longest)
 
     def _weights(
         self,
         items: Sequence[Item],
         place: _Places,
         labels: _Int64s,
-        starts: _Int64s,
-        segments: _Int64s,
+        ends: npt.NDArray[np.signedinteger[Any]],
     ) -> npt.NDArray[np.float32] | None:
         given = any("loss_weights" in item for item in items)
         if not given and self.normalize is None:
@@ -218,41 +200,29 @@ class Collator:
         if given:
             weights *= place.weights(items)
         if self.normalize == "sequence":
-            counts = np.add.reduceat(targets, starts, dtype=np.int64)
-            weights /= np.repeat(np.maximum(counts, 1), segments)
+            counts = np.add.reduceat(targets, ends[:-1], dtype=np.int64)
+            weights /= np.repeat(np.maximum(counts, 1), np.diff(ends))
         return weights
-
-    def _boundaries(self, ends: _Int64s) -> npt.NDArray[np.int32]:
-        count = len(ends) if self.max_segments is None else self.max_segments
-        if len(ends) > count:
-            raise ValueError(f"{len(ends)} segments, more than max_segments {count}")
-        boundaries = np.full(count + 1, ends[-1], np.int32)
-        boundaries[0] = 0
-        boundaries[1 : len(ends) + 1] = ends
-        return boundaries
 
 
 class _Places:
     """Where the tokens of all items, back to back, go among the cells; it fills the others."""
 
-    def __init__(self, sizes: Sequence[int], lengths: _Int64s, starts: _Int64s, cells: int) -> None:
+    def __init__(
+        self, sizes: list[int], lengths: _Int64s, starts: _Int64s | None, cells: int
+    ) -> None:
         self.sizes = sizes
         self.cells = cells
         self.tokens = sum(sizes)
         self.index: _Int64s | None = None
-        shifts = starts - (np.cumsum(lengths) - lengths)
-        if shifts[-1]:  # they never fall
+        if starts is not None:  # each document's; None: they lie back to back
+            shifts = starts - (np.cumsum(lengths) - lengths)
             self.index = np.arange(self.tokens) + np.repeat(shifts, lengths)
 
     def ids(self, items: Sequence[Item], name: str, fill: int, cells: _Int64s) -> None:
         """Write the cells of one key, which may be lists, arrays or tensors of integers."""
         rows = [item[name] for item in items]
-        for at, (found, size) in enumerate(zip(map(len, rows), self.sizes, strict=True)):
-            if found != size:
-                raise ValueError(f"item {at} has {size} input_ids, but {found} {name}")
-        if {*map(type, rows)} == {list}:
-            _cells.read(rows, cells[: self.tokens])
-        else:
+        if not _cells.read(rows, self.sizes, name, cells):
             arrays = [np.asarray(row) for row in rows]
             for at, array in enumerate(arrays):
                 if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -297,7 +267,8 @@ class _Places:
     def _move(self, cells: npt.NDArray[Any], fill: int) -> None:
         """Put what the first cells hold where it belongs, and fill the others."""
         if self.index is None:
-            cells[self.tokens :] = fill
+            if self.tokens < self.cells:
+                cells[self.tokens :] = fill
             return
         tokens = cells[: self.tokens].copy()
         cells.fill(fill)
@@ -309,35 +280,43 @@ def _lengths(items: Sequence[Item]) -> tuple[list[int], _Int64s, _Int64s]:
     if not items:
         raise ValueError("a batch of no items")
     sizes = [len(item["input_ids"]) for item in items]
-    if not any("seq_lengths" in item or "position_ids" in item for item in items):
+    for item in items:
+        if "seq_lengths" in item or "position_ids" in item:
+            break
+    else:
         if 0 in sizes:
             raise ValueError(f"item {sizes.index(0)} is empty")
         return sizes, np.array(sizes), np.ones(len(sizes), np.int64)
     parts = [
-        _documents(number, item, size)
+        documents_of(f"item {number}", item, size)
         for number, (item, size) in enumerate(zip(items, sizes, strict=True))
     ]
-    for number, (part, size) in enumerate(zip(parts, sizes, strict=True)):
-        if not len(part) or part.min() < 1:
-            raise ValueError(f"item {number} has no document or an empty one: {part.tolist()}")
-        if part.sum() != size:
-            raise ValueError(
-                f"item {number} has {size} input_ids, but seq_lengths of {part.sum()} in all"
-            )
     return sizes, np.concatenate(parts), np.array([len(part) for part in parts])
 
 
-def _documents(number: int, item: Item, size: int) -> _Int64s:
-    """The lengths of an item's documents, as far as it says that it has several."""
+def documents_of(name: str, item: Item, size: int) -> _Int64s:
+    """The lengths of the documents in an item of `size` tokens, as far as it says that of several.
+
+    Raises TypeError or ValueError that calls it by `name`.
+    """
+    lengths = np.array([size])
     if "seq_lengths" in item:
-        return np.asarray(item["seq_lengths"], np.int64)
-    if "position_ids" not in item:
-        return np.array([size])
-    positions = np.asarray(item["position_ids"])
-    starts = np.flatnonzero(positions == 0)
-    if positions.shape != (size,) or (size and (not len(starts) or starts[0])):
-        raise ValueError(f"item {number} has position_ids that do not count from 0 to its end")
-    return np.diff(starts, append=size)
+        given = np.asarray(item["seq_lengths"])
+        if given.ndim != 1 or (len(given) and given.dtype.kind not in "iu"):
+            raise TypeError(f"{name}: seq_lengths is no row of integers")
+        lengths = given.astype(np.int64)
+    elif "position_ids" in item:
+        positions = np.asarray(item["position_ids"])
+        starts = np.flatnonzero(positions == 0)
+        lengths = np.diff(starts, append=size)
+        whole = not size or (len(starts) and not starts[0])
+        if not whole or not np.array_equal(positions, np.arange(size) - np.repeat(starts, lengths)):
+            raise ValueError(f"{name} has position_ids that do not count from 0 to its end")
+    if not len(lengths) or lengths.min() < 1:
+        raise ValueError(f"{name} has no document or an empty one: {lengths.tolist()}")
+    if lengths.sum() != size:
+        raise ValueError(f"{name} has {size} input_ids, but seq_lengths of {lengths.sum()} in all")
+    return lengths
 
 
 def _shifted(cells: npt.NDArray[Any], fill: int) -> npt.NDArray[Any]:

@@ -87,8 +87,9 @@ class PackedDataset(Dataset[Item]):
         lengths = self._seq_lengths[first:last]
         item["seq_lengths"] = lengths
         item["position_ids"] = np.empty(stop - start, np.int64)
-        numbers = np.empty(stop - start, np.int32)
-        _cells.number(lengths.astype(np.int64), item["position_ids"], numbers)
+        boundaries = np.zeros(len(lengths) + 1, np.int32)
+        np.cumsum(lengths, out=boundaries[1:])
+        _cells.count(boundaries, item["position_ids"])
         return item
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:

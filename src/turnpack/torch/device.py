@@ -168,6 +168,14 @@ def ready(device: Device) -> torch.device | None:
     return named if named.index is not None else torch.device("cuda", torch.cuda.current_device())
 
 
+def require_module() -> None:
+    """Raise RuntimeError where turnpack's CUDA module is not to be had. Asks for no device."""
+    try:
+        _ops.module()
+    except ImportError:
+        raise RuntimeError(f"device 'cuda' cannot be used: {cuda_available().reason}") from None
+
+
 def concat(
     turn_ids: Any,
     turn_offsets: Indices,
@@ -313,8 +321,9 @@ def stage(
     the same capacity that places at most so many rows: copy it into the buffer that a CUDA graph
     of `expand` was captured with, and replay.
 
-    Needs turnpack's CUDA module, no device. Raises as `turnpack.pack`.
+    Needs turnpack's CUDA module, no device. Raises as `turnpack.pack`, RuntimeError without it.
     """
+    require_module()
     flat, _ = _options(layout, 0, torch.int64)
     _checks.instance("tokens", tokens, nouns.Tokens)
     return _stage(tokens, plan, flat, max_rows, wide=True, pinned=False)

@@ -16,11 +16,13 @@ def weighted_loss(
 
     `logits` `[B, L, vocabulary]`; `labels` and `loss_weights` `[B, L]`, unshifted, as the collator
     makes them. `denominator`: divide by it instead of the sum of the weights; under gradient
-    accumulation or over several ranks, the sum over all of them.
+    accumulation or over several ranks, the sum over all of them. A batch without targets has a loss
+    of 0.
     """
     weights = loss_weights[:, 1:].flatten()
     losses = cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), reduction="none"
     )
-    total = (losses * weights).sum()
-    return total / (weights.sum() if denominator is None else denominator)
+    if denominator is None:
+        denominator = weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+    return (losses * weights).sum() / denominator

@@ -60,6 +60,9 @@ def block_mask(documents: torch.Tensor) -> BlockMask:
     )
 
 
+MASKS = {"dense": dense_mask, "flex": block_mask}
+
+
 def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """How many blocks of keys each block of queries has, and their indices before all others."""
     order = torch.argsort((~blocks).to(torch.int8), dim=-1, stable=True)

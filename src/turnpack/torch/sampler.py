@@ -6,6 +6,7 @@ Owns which rank gets which bin, and where an epoch stands. How rows fill bins is
 from __future__ import annotations
 
 import heapq
+import math
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from torch.utils.data import Sampler
 
 from .. import kernels
 from .._arguments import Indices
+from . import _cells
 
 _Int64s = npt.NDArray[np.int64]
 COSTS = ("tokens", "attention")
@@ -47,7 +49,7 @@ class PackingBatchSampler(Sampler[list[int]]):
 
     >>> sampler = PackingBatchSampler([4, 6, 5, 5, 3], capacity=10, num_replicas=2, rank=0)
     >>> len(sampler), [sum([4, 6, 5, 5, 3][row] for row in batch) for batch in sampler]
-    (2, [4, 10])
+    (2, [10, 4])
     """
 
     # accelerate takes a `batch_size` for a number of items, which here differs from batch to batch.
@@ -169,74 +171,77 @@ class PackingBatchSampler(Sampler[list[int]]):
     def _batches(self, epoch: int, start: int) -> Iterator[list[int]]:
         self._next = start
         if start < len(self):
-            rows, offsets, order = self._packed(epoch)
+            rows, offsets = self._packed(epoch)
             for number in range(start, len(self)):
-                bins = order[number]
                 self._next = number + 1
-                yield np.concatenate([rows[offsets[b] : offsets[b + 1]] for b in bins]).tolist()
+                yield rows[offsets[number] : offsets[number + 1]].tolist()
         self.epoch, self._next = epoch + 1, 0
 
-    def _packed(self, epoch: int) -> tuple[_Int64s, _Int64s, _Int64s]:
-        """The rows of all bins, the offsets of each, and which bins `[batches, batch_size]` take.
+    def _packed(self, epoch: int) -> tuple[_Int64s, list[int]]:
+        """The rows of this rank's batches, and the offsets of each.
 
         Sorted by cost, bins of about the same make one step; within it they are dealt to and fro,
         so that ranks with several get about the same sum. Steps come in any order.
         """
         random = np.random.PCG64([self._seed, epoch])
-        shuffled = _order(random, (len(self._lengths),))
-        plan = kernels.plan(self._lengths[shuffled], self._capacity, align=self._align)
-        rows = shuffled[plan.rows]
+        shuffled = _orders(random, len(self._lengths))
+        lengths = self._lengths[shuffled]
+        plan = kernels.plan(lengths, self._capacity, align=self._align)
+        rows, lengths = shuffled[plan.rows], lengths[plan.rows]
         dealt = self._replicas * self._multiple
-        rows, offsets = self._filled(rows, plan.offsets, self._steps * dealt * self._bins_in_batch)
-        lengths = self._lengths[rows]
+        offsets = _filled(lengths, plan.offsets, self._steps * dealt * self._bins_in_batch)
+        if offsets[-1] > len(rows):  # some come again
+            rows, lengths = np.resize(rows, offsets[-1]), np.resize(lengths, offsets[-1])
         cost = np.add.reduceat(lengths if self._cost == "tokens" else lengths**2, offsets[:-1])
-        tie = _order(random, cost.shape)
+        tie = _orders(random, len(cost))
         order = tie[np.argsort(-cost[tie], kind="stable")]
         steps = order.reshape(self._steps, self._bins_in_batch, dealt)
         steps[:, 1::2] = steps[:, 1::2, ::-1]
-        steps = steps[_order(random, (self._steps,))].transpose(0, 2, 1)
-        ranks = _order(random, (self._steps, dealt))
+        steps = steps[_orders(random, self._steps)].transpose(0, 2, 1)
+        ranks = _orders(random, self._steps, dealt)
         steps = np.take_along_axis(steps, ranks[:, :, None], axis=1)
-        mine = steps.reshape(self._steps, self._replicas, self._multiple, self._bins_in_batch)
-        return rows, offsets, mine[:, self._rank].reshape(len(self), self._bins_in_batch)
-
-    def _filled(self, rows: _Int64s, offsets: _Int64s, wanted: int) -> tuple[_Int64s, _Int64s]:
-        """Raise the number of bins to `wanted`: split those of most tokens, then repeat rows."""
-        missing = wanted - (len(offsets) - 1)
-        if not missing:
-            return rows, offsets
-        ends = np.concatenate([[0], np.cumsum(self._lengths[rows])])
-        cuts = offsets.tolist()
-        tokens = ends[offsets[1:]] - ends[offsets[:-1]]
-        several = np.flatnonzero(np.diff(offsets) > 1)
-        # No more than `missing` bins are ever split, and the largest of them first.
-        largest = several[np.argsort(-tokens[several], kind="stable")[:missing]]
-        heap = [(-int(tokens[b]), int(offsets[b]), int(offsets[b + 1])) for b in largest]
-        heapq.heapify(heap)
-        while missing and heap:
-            _, first, last = heapq.heappop(heap)
-            middle = (ends[first] + ends[last]) / 2
-            cut = int(np.searchsorted(ends[first + 1 : last], middle)) + first + 1
-            cut = min(cut, last - 1)
-            cuts.append(cut)
-            missing -= 1
-            for a, b in ((first, cut), (cut, last)):
-                if b - a > 1:
-                    heapq.heappush(heap, (-int(ends[b] - ends[a]), a, b))
-        cuts.sort()
-        if missing:
-            more = np.resize(rows, missing)
-            cuts += range(len(rows) + 1, len(rows) + missing + 1)
-            rows = np.concatenate([rows, more])
-        return rows, np.array(cuts)
+        mine = steps.reshape(self._steps, self._replicas, -1)[:, self._rank].ravel()
+        begins, sizes = offsets[mine], offsets[mine + 1] - offsets[mine]
+        ends = np.concatenate([[0], np.cumsum(sizes)])
+        places = np.arange(ends[-1]) + np.repeat(begins - ends[:-1], sizes)
+        return rows[places], ends[:: self._bins_in_batch].tolist()
 
 
-def _order(random: np.random.PCG64, shape: tuple[int, ...]) -> _Int64s:
-    """Random orders along the last axis: those of raw draws, which NumPy keeps for ever.
+def _filled(lengths: _Int64s, offsets: _Int64s, wanted: int) -> _Int64s:
+    """Offsets of `wanted` bins: those of most tokens are split, then some have a row of their own.
 
-    The low bits of a draw make room for what it stands for, so that no two are equal.
+    `lengths` of the rows in the bins that there are.
     """
-    mask = np.uint64((1 << shape[-1].bit_length()) - 1)
-    keys = (random.random_raw(shape) & ~mask) | np.arange(shape[-1], dtype=np.uint64)
-    keys.sort(axis=-1)
-    return (keys & mask).astype(np.int64)
+    missing = wanted - (len(offsets) - 1)
+    if not missing:
+        return offsets
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    cuts: list[int] = []
+    tokens = np.diff(ends[offsets])
+    several = np.flatnonzero(np.diff(offsets) > 1)
+    # No more than `missing` bins are ever split, and the largest of them first.
+    largest = several
+    if missing < len(several):
+        sizes = tokens[several]
+        least = np.partition(sizes, -missing)[-missing]
+        above = several[sizes > least]
+        largest = np.append(above, several[sizes == least][: missing - len(above)])
+    heap = [(-int(tokens[b]), int(offsets[b]), int(offsets[b + 1])) for b in largest]
+    heapq.heapify(heap)
+    while len(cuts) < missing and heap:
+        _, first, last = heapq.heappop(heap)
+        middle = (ends[first] + ends[last]) / 2
+        cut = int(np.searchsorted(ends[first + 1 : last], middle)) + first + 1
+        cut = min(cut, last - 1)
+        cuts.append(cut)
+        for a, b in ((first, cut), (cut, last)):
+            if b - a > 1:
+                heapq.heappush(heap, (-int(ends[b] - ends[a]), a, b))
+    missing -= len(cuts)
+    cuts += range(len(lengths) + 1, len(lengths) + missing + 1)
+    return np.sort(np.concatenate([offsets, cuts]), kind="stable")
+
+
+def _orders(random: np.random.PCG64, *shape: int) -> _Int64s:
+    """Random orders along the last axis: those of raw draws, which NumPy keeps for ever."""
+    return _cells.orders(random.random_raw((math.prod(shape[:-1]), shape[-1]))).reshape(shape)

@@ -18,15 +18,17 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from .. import kernels
 from ..nouns import Plan
+from .collate import documents_of
+from .compact import IGNORE
 
 Item = dict[str, npt.NDArray[Any]]
-IGNORE = -100
 
 
 class PackingIterableDataset(IterableDataset[Item]):
     """Bins of at most `capacity` tokens from any iterable of documents, as they come.
 
-    A document is a dict as `Collator` takes it, an item a packed bin: `input_ids`, `labels`,
+    A document is a dict as `Collator` takes it; one that is a packed bin itself stays together, its
+    documents apart. An item is a packed bin: `input_ids`, `labels`,
     `seq_lengths`, and `loss_weights` where one of its documents has them. At most 4 * `window`
     documents wait at a time. `iterable` must be one that can be iterated again, and be the same for
     every rank and worker: of n in all, each takes every n-th document, so none is lost or comes
@@ -138,8 +140,9 @@ class PackingIterableDataset(IterableDataset[Item]):
             stand.read += 1
             if (stand.read - 1) % parts != part:
                 continue
-            stand.waiting[arrived] = _arrays(document, stand.read - 1)
-            closed = planner.add([len(stand.waiting[arrived]["input_ids"])])
+            made = stand.waiting[arrived] = _arrays(document, stand.read - 1)
+            align = self._planner["align"]
+            closed = planner.add([int((-(-made["seq_lengths"] // align) * align).sum())])
             arrived += 1
             stand.close(closed)
             while ready:
@@ -181,15 +184,16 @@ def _arrays(document: Mapping[str, Any], number: int) -> Item:
             raise ValueError(
                 f"document {number} has {ids.size} input_ids, but {len(values)} {name}"
             )
+    lengths = documents_of(f"document {number}", document, len(ids))
+    made["seq_lengths"] = lengths.astype(np.int32)
     return made
 
 
 def _bin(documents: list[Item]) -> Item:
     made = {
         name: np.concatenate([document[name] for document in documents])
-        for name in ("input_ids", "labels")
+        for name in ("input_ids", "labels", "seq_lengths")
     }
-    made["seq_lengths"] = np.array([len(document["input_ids"]) for document in documents], np.int32)
     if any("loss_weights" in document for document in documents):
         made["loss_weights"] = np.concatenate(
             [
