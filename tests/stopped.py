@@ -15,8 +15,9 @@ from pathlib import Path
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from turnpack import job, rows, shards
-from turnpack.prepare import prepare
+from turnpack import job, rows, selection, shards, shuffle, spool
+from turnpack.prepare import prepare as prepare_files
+from turnpack.prepare import prepare_recipe
 
 # Whatever changes a disk passes through one of these.
 PLACES = [
@@ -24,7 +25,17 @@ PLACES = [
     *((Path, name) for name in ("write_bytes", "write_text", "unlink")),
     *((shards.ParquetSink, name) for name in ("__init__", "write_batch", "close")),
     (rows.Rows, "save"),
+    (spool.Spool, "append"),
+    *((selection.Duplicates, name) for name in ("remove", "save", "load")),
 ]
+
+
+def prepare(*, recipe=None, **options) -> None:
+    """Do what a recipe says, or pack files."""
+    if recipe is None:
+        prepare_files(**options)
+    else:
+        prepare_recipe(recipe, **options)
 
 
 def tree(directory: Path) -> dict[str, bytes]:
@@ -79,6 +90,10 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     how, moments, folder = options.pop("how"), options.pop("moments"), Path(options.pop("folder"))
     job.CHUNK = options.pop("chunk")
+    # Small enough that a shuffle of little data is dealt to files, and some of these once more.
+    shuffle.DEALT_TOKENS = options.pop("dealt", shuffle.DEALT_TOKENS)
+    shuffle.SORTED_TOKENS = options.pop("sorted", shuffle.SORTED_TOKENS)
+    selection.GROUP = options.pop("group", selection.GROUP)
     whole = folder / "whole"
     begun = time.monotonic()
     assert forked(lambda: prepare(output=whole, **options)) == 0

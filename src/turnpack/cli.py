@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from ._version import __version__
 
@@ -193,8 +194,8 @@ def _encoding(
 
 @turnpack.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@_encoding(required=True)
-@click.option("--output", required=True, metavar="DIR", help="Directory to write into.")
+@_encoding(required=False)
+@click.option("--output", metavar="DIR", help="Directory to write into.")
 @click.option(
     "--capacity", type=int, metavar="N", help="Tokens a bin may have; --max-length by default."
 )
@@ -258,24 +259,43 @@ def _encoding(
     metavar="N",
     help="Processes that encode, by default as the machine has; the output does not depend on it.",
 )
-def prepare(files: tuple[str, ...], output: str, **options: Any) -> int:
+@click.pass_context
+def prepare(context: click.Context, /, files: tuple[str, ...], **options: Any) -> int:
     """Turn chat files into packed training bins.
 
     Reads .json, .jsonl (also .gz, .zst) and .parquet in the usual chat formats, also mixed. Writes
     data/*.parquet, report.json, report.html, rejects.jsonl, manifest.json and the tokenizer into
-    DIR.
+    DIR; --output, --tokenizer, --template and --max-length are required.
+
+    FILE may be a recipe instead, a .toml that says what to do with which files and may hold any of
+    the options; those given here take their place.
     """
     from .nouns import RowError
     from .output import HIDDEN, JOURNAL
-    from .prepare import OptionError
+    from .prepare import OptionError, prepare_recipe
     from .prepare import prepare as run
     from .report import table
 
+    recipe = any(file.endswith(".toml") for file in files)
+    if recipe and len(files) > 1:
+        raise Failure("a recipe is given alone: its [[sources]] say which files to read")
+    given = {
+        key: value
+        for key, value in options.items()
+        if context.get_parameter_source(key) is not ParameterSource.DEFAULT
+    }
+    for key in () if recipe else ("tokenizer", "template", "max_length", "output"):
+        if key not in given:
+            raise Failure(f"Missing option '--{key.replace('_', '-')}'.")
     try:
         with _cleaning_up(), _bar() as tell:
-            report = run(files, output=output, progress=tell, **options)
+            if recipe:
+                report = prepare_recipe(files[0], progress=tell, **given)
+            else:
+                report = run(files, progress=tell, **options)
     except KeyboardInterrupt:
-        left = (Path(output) / HIDDEN / JOURNAL).exists()
+        output = options["output"]
+        left = output is not None and (Path(output) / HIDDEN / JOURNAL).exists()
         how = "; the same command with --resume goes on" if left else ""
         raise Failure(f"interrupted{how}", 130) from None
     except OptionError as error:
@@ -283,15 +303,18 @@ def prepare(files: tuple[str, ...], output: str, **options: Any) -> int:
     except RowError as error:
         raise Failure(str(error), 1) from None
     click.echo(table(report))
-    folder = Path(output)
+    folder = Path(report.output)
     if not report.bins:
         read = report.conversations["read"]
         if read == 0:
             raise Failure("nothing to pack: the input has no rows", 1)
+        rejected = report.conversations["rejected"]
         raise Failure(
-            f"nothing to pack: {read:,} read, {read:,} rejected, see {folder / 'rejects.jsonl'}", 1
+            f"nothing to pack: {read:,} read, {rejected:,} rejected, "
+            f"see {folder / 'rejects.jsonl'}",
+            1,
         )
-    name = "report.html" if options["page"] else "report.json"
+    name = "report.html" if report.options["page"] else "report.json"
     click.echo(f"bins in {folder / 'data'}, report in {folder / name}")
     return 0
 

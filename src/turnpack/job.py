@@ -1,14 +1,15 @@
 """A run of `prepare` under way: chunks of the input through bins into files, and its journal.
 
 Owns what is counted, which rows go into which split, and when the run is safe to go on from. Knows
-no option but those, and nothing of the directory in which its folder lies.
+no option but those, and nothing of the directory in which its folder lies. Which rows are kept is
+selection.py's.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -25,9 +26,10 @@ from .fast_tokenizer import Accelerated
 from .journal import Journal
 from .nouns import Reject, RowError, Source
 from .output import json_line, keep_only, sync
-from .pipeline import Encoded, Work, encoded
+from .pipeline import Chunk, Encoded, Work, encoded
 from .records import RawRow
 from .rows import Rows
+from .selection import Choice, Duplicates, Fates, Input, Selection
 from .shards import Shards, Written
 
 # Rows and bytes that are encoded in one call. Fixed, so that nothing depends on the number of
@@ -37,6 +39,7 @@ CHUNK_BYTES = 1 << 21
 STAGES = ("read", "render", "tokenize", "plan", "pack", "write")
 
 REJECTS = "rejects.jsonl"
+DUPLICATES = "duplicates.jsonl"
 
 
 class StaleError(ValueError):
@@ -97,6 +100,7 @@ class Settings:
     validation: float
     seed: int
     strict: bool
+    duplicates: str = "keep"
 
     @property
     def due(self) -> int:
@@ -116,7 +120,8 @@ def add(counts: dict[str, Any], more: Mapping[str, Any]) -> None:
 class Job:
     """One run in `folder`: from where the journal stands to the last file.
 
-    `sizes`: the input files in order and their bytes. `splits`: what makes the bins of each split.
+    `inputs`: the files of all parts in order. `choices`: what is to be chosen of each part.
+    `splits`: what makes the bins of each split.
     """
 
     def __init__(
@@ -124,71 +129,88 @@ class Job:
         folder: Path,
         journal: Journal,
         work: Work,
-        sizes: Mapping[str, int],
+        inputs: Sequence[Input],
+        choices: Sequence[Choice],
         splits: Mapping[str, Binning],
         settings: Settings,
         progress: Callable[[Progress], None],
     ) -> None:
         self.tally = Tally()
+        self.fates = Fates()
         self.written = {name: Written() for name in splits}
         self._folder = folder
         self._journal = journal
         self._work = work
-        self._sizes = sizes
-        self._before = list(accumulate(sizes.values(), initial=0))
+        self._inputs = inputs
+        self._before = list(accumulate((input.bytes for input in inputs), initial=0))
+        self._choices = choices
+        self._part = 0  # of which rows are taken now
+        self._selection: Selection | None = None
+        self._duplicates: Duplicates | None = None
         self._splits = splits
         self._settings = settings
         self._progress = progress
         self._shards: dict[str, Shards] = {}
-        self._log: BinaryIO
+        self._logs: dict[str, BinaryIO] = {}
         self._since = 0  # tokens since the last entry in the journal
         self._states: dict[str, Any] = {}
+        self._chosen: dict[str, Any] = {}  # the state of the choice, as `_states` are the splits'
         self._flushed: dict[str, int] = {}  # blocks of each split that are written at the end
         self._begun = perf_counter()
 
-    def run(self, raw: Iterator[RawRow], workers: int) -> None:
-        """Do the work, from the first of the rows that are not behind us."""
+    def run(self, raw: Sequence[Iterator[RawRow]], workers: int) -> None:
+        """Do the work, from the first of the parts' rows that are not behind us."""
         (self._folder / "data").mkdir(exist_ok=True)
-        log_bytes = self._restore()
         with ExitStack() as stack:
+            logs = [REJECTS]
+            if self._settings.duplicates != "keep":
+                logs.append(DUPLICATES)
+                self._duplicates = stack.enter_context(closing(self._new_duplicates()))
+            sizes = self._restore(logs)
             for name in self._splits:
                 shards = Shards(self._folder, name, self._settings.shard_tokens, self.written[name])
                 self._shards[name] = stack.enter_context(shards)
-            self._log = stack.enter_context((self._folder / REJECTS).open("ab"))
-            self._log.truncate(log_bytes)
-            behind = sum(self.tally.read.values())
-            chunks = self._chunks(islice(raw, behind, None))
+            for name in logs:
+                self._logs[name] = stack.enter_context((self._folder / name).open("ab"))
+                self._logs[name].truncate(sizes.get(name, 0))
+            chunks = self._chunks(raw)
             for chunk in stack.enter_context(closing(encoded(self._work, chunks, workers))):
                 self._take(chunk)
+            self._pass_on(self._until(len(self._choices)))
             self._flush()
             for shards in self._shards.values():
                 shards.close()
                 add(self.tally.seconds, shards.seconds)
 
-    def _chunks(self, raw: Iterator[RawRow]) -> Iterator[list[RawRow]]:
-        while True:
-            begun = thread_time()
-            rows, size = [], 0
-            for row in islice(raw, CHUNK):
-                rows.append(row)
-                if isinstance(row.content, bytes):
-                    size += len(row.content)
-                    if size > CHUNK_BYTES:
-                        break
-            add(self.tally.seconds, {"read": thread_time() - begun})
-            if not rows:
-                return
-            yield rows
+    def _chunks(self, raw: Sequence[Iterator[RawRow]]) -> Iterator[Chunk]:
+        for part in range(self._part, len(raw)):
+            read = (
+                self.tally.read.get(str(n), 0) for n, i in enumerate(self._inputs) if i.part == part
+            )
+            behind = islice(raw[part], sum(read), None)
+            while True:
+                begun = thread_time()
+                rows, size = [], 0
+                for row in islice(behind, CHUNK):
+                    rows.append(row)
+                    if isinstance(row.content, bytes):
+                        size += len(row.content)
+                        if size > CHUNK_BYTES:
+                            break
+                add(self.tally.seconds, {"read": thread_time() - begun})
+                if not rows:
+                    break
+                yield Chunk(part, rows)
 
     def _take(self, chunk: Encoded) -> None:
-        """Count a chunk, and let its rows go on to their bins."""
+        """Count a chunk, and let those of its rows that are kept go on to their bins."""
         if self._settings.strict and chunk.rejects:
             first = chunk.rejects[0]
             raise RowError(first.reason, first.detail, str(first.source))
         tally = self.tally
         writing = perf_counter()
         for reject in chunk.rejects:
-            self._reject(reject)
+            self._reject(reject, chunk.part)
         written, planning = perf_counter() - writing, thread_time()
         add(tally.read, {str(number): rows for number, rows in chunk.read.items()})
         add(tally.warnings, chunk.warnings)
@@ -201,16 +223,59 @@ class Job:
             tally.fallback = chunk.fallback
             add(tally.warnings, {"a fast tokenizer was given up": 1})
             warnings.warn(chunk.fallback, FallbackWarning, stacklevel=4)
-        self._since += len(chunk.rows.tokens.input_ids)
-        filled = self._all_held
-        for name, rows in self._split(chunk.rows):
-            for block in self._splits[name].add(rows):
-                self._shards[name].write(block)
-                filled = True
+        filled = self._pass_on(self._choose(chunk), len(chunk.rows.tokens.input_ids))
         add(tally.seconds, {"write": written, "plan": thread_time() - planning})
-        if filled and self._since >= self._settings.due:
+        if (filled or self._all_held) and self._since >= self._settings.due:
             self._checkpoint()
         self._tell("encode", min(tally.bytes, self._before[-1]), self._before[-1], tally.tokens)
+
+    def _choose(self, chunk: Encoded) -> Iterator[Rows]:
+        """What goes on when a chunk has come: of those before it, and of its own."""
+        yield from self._until(chunk.part)
+        if self._selection is None:
+            self._selection = self._new_selection()
+        yield from self._selection.add(chunk.rows, chunk.described)
+
+    def _until(self, part: int) -> Iterator[Rows]:
+        """What still waits of the parts before this one, which are at their end."""
+        while self._part < part:
+            if self._selection is not None:
+                yield from self._selection.end()
+            self._selection = None
+            self._part += 1
+
+    def _new_selection(self) -> Selection:
+        return Selection(
+            self._choices[self._part],
+            self._part,
+            self._settings.seed,
+            self._duplicates,
+            self.fates,
+            self._journal.state,
+        )
+
+    def _new_duplicates(self) -> Duplicates:
+        return Duplicates(
+            self._settings.duplicates,
+            self._journal.state,
+            self._inputs,
+            lambda told: self._logs[DUPLICATES].write(json_line(told)),
+        )
+
+    def _pass_on(self, parts: Iterable[Rows], encoded: int = 0) -> bool:
+        """Let rows go to their bins; return whether that filled a block.
+
+        `encoded`: how many tokens were, of which these are what was kept.
+        """
+        filled, tokens = False, 0
+        for part in parts:
+            tokens += len(part.tokens.input_ids)
+            for name, rows in self._split(part):
+                for block in self._splits[name].add(rows):
+                    self._shards[name].write(block)
+                    filled = True
+        self._since += max(tokens, encoded)
+        return filled
 
     def _split(self, rows: Rows) -> Iterator[tuple[str, Rows]]:
         """The rows of each split: which one is for their tokens and the seed to say."""
@@ -228,10 +293,10 @@ class Job:
         yield "train", rows.take(np.flatnonzero(~chosen))
         yield "validation", rows.take(np.flatnonzero(chosen))
 
-    def _reject(self, reject: Reject) -> None:
+    def _reject(self, reject: Reject, part: int) -> None:
         tally, source = self.tally, cast(Source, reject.source)
         place = {"line": source.line, "index": source.index}
-        self._log.write(
+        self._logs[REJECTS].write(
             json_line(
                 {
                     "file": source.file,
@@ -242,7 +307,7 @@ class Job:
                 }
             )
         )
-        add(tally.rejected, {str(self._work.files[source.file]): 1})
+        add(tally.rejected, {str(self._work.parts[part].files[source.file]): 1})
         add(tally.reasons, {reject.reason: 1})
 
     @property
@@ -254,7 +319,7 @@ class Job:
         safe = self._all_held and bool(self._states or self._since >= self._settings.due)
         if safe and not self._flushed:
             self._checkpoint()
-        total, done = self.tally.tokens, 0
+        total, done = self.fates.of("packed", range(len(self._inputs)))[1], 0
         for name, split in self._splits.items():
             begun = thread_time()
             for number, block in enumerate(split.flush(), 1):
@@ -281,33 +346,48 @@ class Job:
             name: split.save(self._journal.state, f"{self._journal.next}-{name}")
             for name, split in self._splits.items()
         }
+        name, selection, duplicates = (
+            f"{self._journal.next}-part",
+            self._selection,
+            self._duplicates,
+        )
+        self._chosen = {
+            "part": self._part,
+            "selection": selection and selection.save(self._journal.state, name),
+            "duplicates": duplicates and duplicates.save(),
+        }
         self._record()
 
     def _record(self) -> None:
         for shards in self._shards.values():
             shards.close()
         sync(self._folder / "data")
-        self._log.flush()
-        os.fsync(self._log.fileno())
+        for log in self._logs.values():
+            log.flush()
+            os.fsync(log.fileno())
         entry = {
             "tally": asdict(self.tally),
+            "fates": asdict(self.fates),
             "written": {name: written.to_dict() for name, written in self.written.items()},
-            "rejects_bytes": self._log.tell(),
+            "logs": {name: log.tell() for name, log in self._logs.items()},
             "held": self._states,
+            "chosen": self._chosen,
             "flushed": self._flushed,
         }
-        files = [name for state in self._states.values() for name in state["files"]]
-        self._journal.write(entry, files)
+        chosen = (self._chosen["selection"], self._chosen["duplicates"])
+        states = [*self._states.values(), *(state for state in chosen if state is not None)]
+        self._journal.write(entry, [name for state in states for name in state["files"]])
         self._since = 0
 
-    def _restore(self) -> int:
-        """Go back to the last entry; return how many bytes of the rejects are behind it."""
+    def _restore(self, logs: Sequence[str]) -> dict[str, int]:
+        """Go back to the last entry; return how many bytes of each log are behind it."""
         entry = self._journal.read()
-        keep_only(self._folder, ["data", REJECTS])
+        keep_only(self._folder, ["data", *logs])
         if entry is None:
             keep_only(self._folder / "data", [])
-            return 0
+            return {}
         self.tally = Tally(**entry["tally"])
+        self.fates = Fates(**entry["fates"])
         self.written = {name: Written(**written) for name, written in entry["written"].items()}
         self._states, self._flushed = entry["held"], entry["flushed"]
         files = [file for written in self.written.values() for file in written.files]
@@ -318,10 +398,17 @@ class Job:
                 raise StaleError(f"{path} is not as it was written; begin without --resume")
         for name, split in self._splits.items():
             split.load(self._journal.state, self._states[name])
-        backend = self._work.encoder.backend
+        self._chosen = entry["chosen"]
+        self._part = self._chosen["part"]
+        if self._chosen["selection"] is not None:
+            self._selection = self._new_selection()
+            self._selection.load(self._journal.state, self._chosen["selection"])
+        if self._duplicates is not None:
+            self._duplicates.load(self._chosen["duplicates"])
+        backend = self._work.backend
         if self.tally.fallback is not None and isinstance(backend, Accelerated):
             backend.give_up()
-        return cast(int, entry["rejects_bytes"])
+        return cast("dict[str, int]", entry["logs"])
 
     def _tell(self, stage: str, done: int, total: int, tokens: int) -> None:
         tally = self.tally

@@ -33,7 +33,7 @@ MOVING = "moving.json"
 RUN = "run.json"
 ENTRIES = (
     *(MANIFEST, NUMPY, "megatron", "bridge", "data", "tokenizer"),
-    *("rejects.jsonl", "report.json", "report.html", RUN),
+    *("rejects.jsonl", "duplicates.jsonl", "report.json", "report.html", RUN),
 )
 # What may lie in NUMPY that no manifest lists: a loader's own cache of the data.
 CACHED = (".npy", ".json", ".lock")

@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from time import thread_time
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -29,23 +29,50 @@ from .fast_tokenizer import Accelerated
 from .nouns import Conversation, Reject, Source
 from .records import RawRow
 from .rows import Rows
+from .selection import Described, describe
+from .tokenizers import Backend
 
 # Objects made between two searches for garbage in cycles. A row makes some ten, none of them in a
 # cycle, and with Python's own 700 the searches take a third of the time of reading.
 COLLECT_EVERY = 100_000
 
 
+class Chunk(NamedTuple):
+    """Rows of the input that are encoded in one call, all of the part of this number."""
+
+    part: int
+    rows: Sequence[RawRow]
+
+
+@dataclass(slots=True)
+class Part:
+    """A part of the input that is encoded in one way.
+
+    `files` says which input has which number. `described`: "no" where all rows are taken as they
+    come, else whether with "digests".
+    """
+
+    encoder: Encoder
+    format: str | None
+    files: dict[str, int]
+    described: str = "no"
+
+
 @dataclass(slots=True)
 class Encoded:
     """What encoding made of a chunk of the input.
 
-    `rows`, and `rejects` in the order of the input. `read`: how many rows it had of which input,
-    `bytes`: theirs, as far as they can be told. `warnings`, `truncated` and `seconds` (by stage)
-    are those of the report. `exact`: the tokenizer's own library encoded from the first row on.
+    `part`: which it is of. `rows`, and `rejects` in the order of the input. `described`: what the
+    choice among its conversations wants to know of them. `read`: how many rows it had of which
+    input, `bytes`: theirs, as far as they can be told. `warnings`, `truncated` and
+    `seconds` (by stage) are those of the report. `exact`: the tokenizer's own library encoded from
+    the first row on.
     `fallback`: where a fast tokenizer was given up, `compared`: texts that both encoded.
     """
 
+    part: int
     rows: Rows
+    described: Described | None
     rejects: list[Reject]
     read: Counter[int]
     bytes: int
@@ -61,8 +88,9 @@ class Encoded:
 class _Parsed:
     """A chunk between the two halves of the work."""
 
+    chunk: Chunk
     begun: Begun
-    raw: Sequence[RawRow]
+    described: Described | None
     sources: list[Source]
     rejects: list[Reject]
     seconds: dict[str, float]
@@ -70,34 +98,44 @@ class _Parsed:
 
 @dataclass(slots=True)
 class Work:
-    """What is done with a chunk, in two halves; `files` says which input has which number."""
+    """What is done with a chunk of one of the parts, in two halves; they have one tokenizer."""
 
-    encoder: Encoder
-    format: str | None
-    files: dict[str, int]
+    parts: Sequence[Part]
+
+    @property
+    def backend(self) -> Backend:
+        """The tokenizer of all parts."""
+        return self.parts[0].encoder.backend
 
     @property
     def settled(self) -> bool:
         """Whether the tokenizer is past the first texts, which it compares."""
-        backend = self.encoder.backend
+        backend = self.backend
         return not isinstance(backend, Accelerated) or backend.settled
 
-    def begin(self, raw: Sequence[RawRow]) -> _Parsed:
+    def begin(self, chunk: Chunk) -> _Parsed:
         """Parse and render: Python objects, by one thread at a time."""
         begun = thread_time()
+        part = self.parts[chunk.part]
         conversations: list[Conversation] = []
         rejects: list[Reject] = []
-        for row in raw:
-            parsed = records.parse(row, self.format)
+        for row in chunk.rows:
+            parsed = records.parse(row, part.format)
             if isinstance(parsed, Reject):
                 rejects.append(parsed)
             else:
                 conversations.append(parsed)
         parsed_at = thread_time()
-        rendered = self.encoder.begin(conversations)
+        rendered = part.encoder.begin(conversations)
+        described = None
+        if part.described != "no":
+            described = describe(
+                rendered.numbers, rendered.conversations, part.described == "digests"
+            )
         return _Parsed(
+            chunk,
             rendered,
-            raw,
+            described,
             cast("list[Source]", [conversation.source for conversation in conversations]),
             rejects,
             {"read": parsed_at - begun, "render": thread_time() - parsed_at},
@@ -106,26 +144,32 @@ class Work:
     def finish(self, parsed: _Parsed) -> Encoded:
         """Tokenize, mask and truncate: arrays, without Python's lock for the most part."""
         begun = thread_time()
-        encoder = self.encoder
+        part, raw = self.parts[parsed.chunk.part], parsed.chunk.rows
+        encoder = part.encoder
         backend, told = encoder.backend, encoder.fallback
         compared, exact = getattr(backend, "compared", 0), getattr(backend, "exact", True)
         encoder.warnings.clear()
         encoder.truncated.clear()
         tokenized, computed = encoder.seconds_tokenizing, encoder.thread_seconds_tokenizing
         tokens = encoder.finish(parsed.begun, parsed.rejects)
-        rejects, raw = parsed.rejects, parsed.raw
+        if encoder.fallback != told:
+            for other in self.parts:  # that the tokenizer was given up is told once
+                other.encoder.fallback = encoder.fallback
+        rejects, described = parsed.rejects, parsed.described
         if rejects:
             places = {row.source: number for number, row in enumerate(raw)}
             rejects.sort(key=lambda reject: places[cast(Source, reject.source)])
-        files = np.array([self.files[source.file] for source in parsed.sources], np.int32)
+        files = np.array([part.files[source.file] for source in parsed.sources], np.int32)
         rows = Rows.of(tokens, _names(parsed.sources), files)
         parsed.seconds["tokenize"] = encoder.seconds_tokenizing - tokenized
         computed = encoder.thread_seconds_tokenizing - computed
         parsed.seconds["render"] += thread_time() - begun - computed
         return Encoded(
+            parsed.chunk.part,
             rows,
+            described and described.take(tokens.source[rows.first]),
             rejects,
-            Counter([self.files[row.source.file] for row in raw]),
+            Counter([part.files[row.source.file] for row in raw]),
             sum(len(row.content) for row in raw if isinstance(row.content, bytes)),
             Counter(encoder.warnings),
             Counter(encoder.truncated),
@@ -135,12 +179,11 @@ class Work:
             getattr(backend, "compared", 0) - compared,
         )
 
-    def __call__(self, raw: Sequence[RawRow], exact: bool = False) -> Encoded:
+    def __call__(self, chunk: Chunk, exact: bool = False) -> Encoded:
         """Do both halves; with `exact` by the tokenizer's own library."""
-        backend = self.encoder.backend
-        if exact and isinstance(backend, Accelerated):
-            backend.give_up()
-        return self.finish(self.begin(raw))
+        if exact and isinstance(self.backend, Accelerated):
+            self.backend.give_up()
+        return self.finish(self.begin(chunk))
 
 
 def _names(sources: Sequence[Source]) -> pa.Array:
@@ -153,9 +196,7 @@ def _names(sources: Sequence[Source]) -> pa.Array:
         return pa.array(spelled, pa.large_string())
 
 
-def encoded(
-    work: Work, chunks: Iterator[list[RawRow]], workers: int
-) -> Generator[Encoded, None, None]:
+def encoded(work: Work, chunks: Iterator[Chunk], workers: int) -> Generator[Encoded, None, None]:
     """Map `work` over chunks in order, a bounded number of them ahead of the caller.
 
     With one worker a chunk is rendered in the caller's thread while those before it are tokenized
@@ -164,7 +205,7 @@ def encoded(
     return _in_threads(work, chunks) if workers == 1 else _in_processes(work, chunks, workers)
 
 
-def _in_threads(work: Work, chunks: Iterator[list[RawRow]]) -> Generator[Encoded, None, None]:
+def _in_threads(work: Work, chunks: Iterator[Chunk]) -> Generator[Encoded, None, None]:
     waiting: deque[Future[Encoded]] = deque()
     with _pool_of_one("turnpack-tokenize") as pool:
         for chunk in chunks:
@@ -186,7 +227,7 @@ def _pool_of_one(name: str) -> Iterator[ThreadPoolExecutor]:
 
 
 def _in_processes(
-    work: Work, chunks: Iterator[list[RawRow]], workers: int
+    work: Work, chunks: Iterator[Chunk], workers: int
 ) -> Generator[Encoded, None, None]:
     """Map `work` over chunks in processes.
 
@@ -195,24 +236,24 @@ def _in_processes(
     exact: what another made faster meanwhile is made again.
     """
     while not work.settled:
-        rows = next(chunks, None)
-        if rows is None:
+        chunk = next(chunks, None)
+        if chunk is None:
             return
-        yield work(rows)
+        yield work(chunk)
     exact = False
 
-    def done(rows: list[RawRow], future: Future[Encoded]) -> Encoded:
+    def done(chunk: Chunk, future: Future[Encoded]) -> Encoded:
         nonlocal exact
-        chunk = future.result()
-        if exact and not chunk.exact:
-            chunk = pool.submit(_in_worker, rows, True).result()
-        exact = exact or chunk.fallback is not None
-        return chunk
+        made = future.result()
+        if exact and not made.exact:
+            made = pool.submit(_in_worker, chunk, True).result()
+        exact = exact or made.fallback is not None
+        return made
 
     pool = ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=_start_worker, initargs=(work,)
     )
-    waiting: deque[tuple[list[RawRow], Future[Encoded]]] = deque()
+    waiting: deque[tuple[Chunk, Future[Encoded]]] = deque()
     try:
         for chunk in chunks:
             with _interrupts_held():
@@ -260,8 +301,8 @@ def _start_worker(work: Work) -> None:
     _worker.append(work)
 
 
-def _in_worker(rows: list[RawRow], exact: bool) -> Encoded:
-    return _worker[0](rows, exact)
+def _in_worker(chunk: Chunk, exact: bool) -> Encoded:
+    return _worker[0](chunk, exact)
 
 
 def _die_with_parent() -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
+from itertools import count
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -16,20 +18,24 @@ from typing import Any, Literal
 import orjson
 
 from . import pipeline, records, tokenizers
+from . import recipe as recipes
 from ._version import __version__
-from .binning import binning
+from .binning import Binning, binning
 from .encode import Encoder
 from .fast_tokenizer import Accelerated
 from .job import STAGES, Job, Progress, Settings, StaleError, block_tokens
 from .journal import Journal, input_identity
 from .output import RUN, is_output, replacing, write_json, write_manifest
-from .pipeline import Work
+from .pipeline import Part, Work
+from .recipe import Recipe
 from .report import Report, write_page
+from .selection import FATES, Input
 from .shards import complete_weights
+from .shuffle import Shuffled
 from .sinks import exports
 from .templates import TemplateProtocol
 
-__all__ = ["STAGES", "OptionError", "Progress", "prepare"]
+__all__ = ["STAGES", "OptionError", "Progress", "prepare", "prepare_recipe"]
 
 PathLike = str | os.PathLike[str]
 Strategy = Literal["stream", "best_fit", "first_fit", "in_order", "none"]
@@ -100,89 +106,134 @@ def prepare(
     the unfinished one is of other options or input), under `strict` RowError at the first bad row,
     ChildProcessError where a worker dies. Warns where a fast tokenizer was given up.
     """
-    options = {key: value for key, value in locals().items() if key not in _NO_OPTIONS}
-    begun = perf_counter()
+    options = {key: value for key, value in locals().items() if key != "files"}
     listed = [files] if isinstance(files, (str, os.PathLike)) else files
-    paths = [os.fspath(path) for path in listed]
+    source = recipes.Source("", [os.fspath(path) for path in listed], {})
+    return _prepare([source], options, None)
+
+
+def prepare_recipe(
+    path: PathLike,
+    *,
+    resume: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> Report:
+    """Do what a recipe says, a TOML file; the README has its keys.
+
+    `options`: those of `prepare`, in the place of the recipe's. The report has a line for each
+    source besides. Of the bins is true what `prepare` says, and the same is raised; a mistake in
+    the recipe is an OptionError that names it.
+    """
+    known = signature(prepare).parameters
+    for key in options:
+        if key not in known or key == "files":
+            raise TypeError(f"{key} is no option of a recipe")
     try:
-        if workers is not None and workers < 1:
-            raise ValueError(f"workers must be at least 1, not {workers}")
-        if seed < 0:
-            raise ValueError(f"seed must not be negative, but is {seed}")
-        if not 0 <= validation < 1:
-            raise ValueError(f"validation must be from 0 to below 1, not {validation}")
-        if shard_tokens < 1:
-            raise ValueError(f"shard_tokens must be at least 1, not {shard_tokens}")
-        if not os.fspath(output):
-            raise ValueError("output is empty, not a directory")
-        records.check_format(format)
-        options["sinks"] = sinks = sorted({*sinks})
-        for name in sinks:
-            exports.check(name)
-        if boundary == "whole":
-            if tokenizer_backend == "gigatoken":
-                raise ValueError("gigatoken gives no extents, which boundary 'whole' needs")
-            tokenizer_backend = "hf"
-        raw = records.raw_rows(paths)
-        encoder = Encoder(
-            tokenizers.load(tokenizer, bos=bos_token, eos=eos_token, backend=tokenizer_backend),
-            template,
-            max_length=max_length,
-            truncate=truncate,
-            train_on=train_on,
-            boundary=boundary,
-            system=system,
-        )
-        options["capacity"] = capacity = max_length if capacity is None else capacity
-        if capacity < max_length:
-            raise ValueError(f"capacity {capacity} is less than max_length {max_length}")
-        splits = {
+        recipe = recipes.load(path)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+    defaults = {
+        key: option.default for key, option in known.items() if option.default is not option.empty
+    }
+    options = {**defaults, **recipe.options, **options, "resume": resume, "progress": progress}
+    for key in known:
+        if key != "files" and key not in options:
+            raise OptionError(f"{recipe.path}: {key} is missing")
+    return _prepare(recipe.sources, options, recipe)
+
+
+def _prepare(
+    sources: Sequence[recipes.Source], options: dict[str, Any], recipe: Recipe | None
+) -> Report:
+    """Pack the files of sources; `options` are all of `prepare`."""
+    begun = perf_counter()
+    output, workers, resume = options["output"], options["workers"], options["resume"]
+    progress = options["progress"] or (lambda progress: None)
+    try:
+        _check(options)
+        raw = [records.raw_rows(source.files) for source in sources]
+        encoder = _encoder(options)
+        parts = _parts(sources, options, encoder, recipe)
+        seed, capacity = options["seed"], options["capacity"]
+        options["capacity"] = capacity = options["max_length"] if capacity is None else capacity
+        if capacity < options["max_length"]:
+            raise ValueError(f"capacity {capacity} is less than max_length {options['max_length']}")
+        splits: dict[str, Binning] = {
             name: binning(
-                strategy,
+                options["strategy"],
                 capacity,
-                window=window,
+                window=options["window"],
                 seed=seed,
-                block_tokens=block_tokens(shard_tokens),
+                block_tokens=block_tokens(options["shard_tokens"]),
             )
-            for name in (("train", "validation") if validation else ("train",))
+            for name in (("train", "validation") if options["validation"] else ("train",))
         }
     except (ValueError, ImportError) as error:
-        raise OptionError(str(error)) from error
+        raise OptionError(f"{recipe.path}: {error}" if recipe else str(error)) from error
 
+    backend = encoder.backend
+    inputs = [
+        Input(number, source.name, file, os.path.getsize(file))
+        for number, (source, part) in enumerate(zip(sources, parts, strict=True))
+        for file in part.files
+    ]
     report = Report(
-        options=options,
-        tokenizer=_identity(encoder.backend),
+        options={key: value for key, value in options.items() if key not in _NO_OPTIONS},
+        tokenizer=_identity(backend),
         template=_identity(encoder.template),
         capacity=capacity,
+        output=os.fspath(output),
     )
-    sizes = {path: os.path.getsize(path) for path in paths}
+    if recipe is not None:
+        report.options["recipe"] = _about(recipe)
     identity = {
         "turnpack": __version__,
-        "options": options,
+        "options": report.options,
         "tokenizer": dict(report.tokenizer),
         "template": dict(report.template),
-        "input": {path: input_identity(path) for path in paths},
+        "input": {input.file: input_identity(input.file) for input in inputs},
     }
-    if isinstance(encoder.backend, Accelerated):
-        encoder.backend.begin()
+    if recipe is not None:
+        identity["templates"] = {
+            source.name: _identity(part.encoder.template)
+            for source, part in zip(sources, parts, strict=True)
+        }
+    if isinstance(backend, Accelerated):
+        backend.begin()
     try:
         with replacing(output, resume) as hidden, pipeline.seldom_collecting():
             journal = Journal(hidden, identity)
             if resume:
                 _check_resumed(journal, Path(output), report)
             folder = hidden / "new"
+            if recipe is not None and recipe.shuffle:
+                splits = {
+                    name: split
+                    if split.holds_all
+                    else Shuffled(split, journal.state, hidden / "sorting", name, seed)
+                    for name, split in splits.items()
+                }
             job = Job(
                 folder,
                 journal,
-                Work(encoder, format, {path: number for number, path in enumerate(sizes)}),
-                sizes,
+                Work(parts),
+                inputs,
+                [source.choice for source in sources],
                 splits,
-                Settings(capacity, shard_tokens, validation, seed, strict),
-                progress or (lambda progress: None),
+                Settings(
+                    capacity,
+                    options["shard_tokens"],
+                    options["validation"],
+                    seed,
+                    options["strict"],
+                    recipe.duplicates if recipe else "keep",
+                ),
+                progress,
             )
-            job.run(raw, workers or _workers(sizes))
-            _count(report, job, sizes, encoder.backend)
-            _finish(report, job, folder, encoder.backend, sinks)
+            job.run(raw, workers or _workers(inputs))
+            _count(report, job, inputs, backend, recipe)
+            _finish(report, job, folder, backend, options["sinks"])
             report.seconds["total"] = perf_counter() - begun
             write_json(folder / RUN, {**report.about_the_run(), "identity": identity})
     except _AlreadyThere:
@@ -190,6 +241,62 @@ def prepare(
     except StaleError as error:
         raise OptionError(str(error)) from None
     return report
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Raise ValueError where options make no sense, and fill in what they leave open."""
+    for key, least in (("workers", 1), ("shard_tokens", 1)):
+        if options[key] is not None and options[key] < least:
+            raise ValueError(f"{key} must be at least {least}, not {options[key]}")
+    if options["seed"] < 0:
+        raise ValueError(f"seed must not be negative, but is {options['seed']}")
+    if not 0 <= options["validation"] < 1:
+        raise ValueError(f"validation must be from 0 to below 1, not {options['validation']}")
+    if not os.fspath(options["output"]):
+        raise ValueError("output is empty, not a directory")
+    records.check_format(options["format"])
+    options["sinks"] = sorted({*options["sinks"]})
+    for name in options["sinks"]:
+        exports.check(name)
+    if options["boundary"] == "whole" and options["tokenizer_backend"] == "gigatoken":
+        raise ValueError("gigatoken gives no extents, which boundary 'whole' needs")
+
+
+def _encoder(options: Mapping[str, Any], backend: Any = None) -> Encoder:
+    """The encoder that options ask for; by a tokenizer that is loaded already, if there is one."""
+    if backend is None:
+        backend = tokenizers.load(
+            options["tokenizer"],
+            bos=options["bos_token"],
+            eos=options["eos_token"],
+            backend="hf" if options["boundary"] == "whole" else options["tokenizer_backend"],
+        )
+    wanted = ("max_length", "truncate", "train_on", "boundary", "system")
+    return Encoder(backend, options["template"], **{key: options[key] for key in wanted})
+
+
+def _parts(
+    sources: Sequence[recipes.Source],
+    options: Mapping[str, Any],
+    encoder: Encoder,
+    recipe: Recipe | None,
+) -> list[Part]:
+    """How each source is encoded; the inputs are numbered over all of them."""
+    parts: list[Part] = []
+    numbers = count()
+    for source in sources:
+        own, format = encoder, source.options.get("format", options["format"])
+        try:
+            records.check_format(format)
+            if source.options.keys() - {"format"}:
+                own = _encoder({**options, **source.options}, encoder.backend)
+        except ValueError as error:
+            raise ValueError(f"source {source.name!r}: {error}") from error
+        digests = recipe is not None and recipe.duplicates != "keep"
+        described = "digests" if digests else "yes" if source.choice.filters else "no"
+        files = {file: next(numbers) for file in dict.fromkeys(source.files)}
+        parts.append(Part(own, format, files, described))
+    return parts
 
 
 _NO_OPTIONS = ("files", "tokenizer", "template", "output", "workers", "resume", "progress")
@@ -213,33 +320,55 @@ def _check_resumed(journal: Journal, output: Path, report: Report) -> None:
         raise OptionError(f"{output} cannot be gone on with: {error}") from None
 
 
-def _workers(sizes: Mapping[str, int]) -> int:
+def _workers(inputs: Sequence[Input]) -> int:
     processors = len(os.sched_getaffinity(0))
-    many = processors >= MANY_PROCESSORS and sum(sizes.values()) >= MANY_BYTES
+    many = processors >= MANY_PROCESSORS and sum(file.bytes for file in inputs) >= MANY_BYTES
     return processors if many else 1
 
 
-def _count(report: Report, job: Job, sizes: Mapping[str, int], backend: Any) -> None:
-    """Report what was counted, and see that no row was lost."""
+def _count(
+    report: Report, job: Job, inputs: Sequence[Input], backend: Any, recipe: Recipe | None
+) -> None:
+    """Report what was counted, and see that no row and no token was lost."""
     tally, written = job.tally, list(job.written.values())
-    for number, (file, size) in enumerate(sizes.items()):
+    for number, file in enumerate(inputs):
         conversations, rows, tokens = (
             sum(counts)
             for counts in zip(*(w.inputs.get(str(number), [0, 0, 0]) for w in written), strict=True)
         )
-        read = tally.read.get(str(number), 0)
-        rejected = tally.rejected.get(str(number), 0)
-        if read != conversations + rejected:
+        read, rejected = (c.get(str(number), 0) for c in (tally.read, tally.rejected))
+        fates = {fate: job.fates.of(fate, [number])[0] for fate in FATES}
+        packed = job.fates.of("packed", [number])
+        if read != rejected + sum(fates.values()) - fates["packed"]:
             raise RuntimeError(
-                f"rows of {file} were lost, this is a bug of turnpack: {read} read, "
-                f"{conversations} packed, {rejected} rejected"
+                f"rows of {file.file} were lost, this is a bug of turnpack: {read} read, "
+                f"{rejected} rejected, {_listed(fates)}"
             )
+        if packed != (conversations, tokens):
+            raise RuntimeError(
+                f"{packed[0]} rows of {file.file} and their {packed[1]} tokens became "
+                f"{conversations} and {tokens}, this is a bug of turnpack"
+            )
+        named = {"file": file.file, "bytes": file.bytes}
         counts = {"read": read, "packed": conversations, "rejected": rejected}
-        more = {"rows": rows, "tokens": tokens}
-        report.inputs.append({"file": file, "bytes": size, **counts, **more})
-    report.conversations = {
-        key: sum(file[key] for file in report.inputs) for key in ("read", "packed", "rejected")
-    }
+        if recipe is not None:
+            named["source"] = file.source
+            counts |= {fate: fates[fate] for fate in FATES if fate != "packed"}
+        report.inputs.append({**named, **counts, "rows": rows, "tokens": tokens})
+    kept = sum(job.fates.of(fate, range(len(inputs)))[1] for fate in FATES if fate != "packed")
+    if kept != tally.tokens:
+        raise RuntimeError(
+            f"of {tally.tokens} tokens {kept} were counted, this is a bug of turnpack"
+        )
+    keys: tuple[str, ...] = ("read", "packed", "rejected")
+    if recipe is not None:
+        keys = ("read", "rejected", *FATES)
+        report.sources = [
+            _of_source(number, source, report, job, inputs)
+            for number, source in enumerate(recipe.sources)
+        ]
+        tally.warnings |= dict.fromkeys(recipe.notes, 1)
+    report.conversations = {key: sum(file[key] for file in report.inputs) for key in keys}
     report.warnings = dict(Counter(tally.warnings).most_common())
     report.truncated = {key: tally.truncated.get(key, 0) for key in ("tokens", "targets")}
     report.rejected_by_reason = dict(Counter(tally.reasons).most_common())
@@ -247,8 +376,6 @@ def _count(report: Report, job: Job, sizes: Mapping[str, int], backend: Any) -> 
     report.rows = sum(w.rows for w in written)
     report.bins = sum(w.bins for w in written)
     total, trained = sum(w.tokens for w in written), sum(w.trained for w in written)
-    if total != tally.tokens:
-        raise RuntimeError(f"{tally.tokens} tokens became {total}, this is a bug of turnpack")
     share = trained / total if total else 0.0
     report.tokens = {"total": total, "trained": trained, "share": share}
     report.utilization = total / (report.bins * report.capacity) if report.bins else 0.0
@@ -260,6 +387,41 @@ def _count(report: Report, job: Job, sizes: Mapping[str, int], backend: Any) -> 
         report.compared = tally.compared
         if because is not None:
             report.tokenizer["exact_because"] = because
+
+
+def _of_source(
+    number: int, source: recipes.Source, report: Report, job: Job, inputs: Sequence[Input]
+) -> dict[str, Any]:
+    """What report.json says of a source: what was read, what became of it, what was packed."""
+    here = [at for at, file in enumerate(inputs) if file.part == number]
+    files = [report.inputs[at] for at in here]
+    tokens = {fate: job.fates.of(fate, here)[1] for fate in FATES}
+    packed = job.fates.of("packed", range(len(inputs)))[1]
+    keys = ("bytes", "read", "rejected", *FATES, "rows")
+    return {
+        "source": source.name,
+        "files": len(files),
+        **{key: sum(file[key] for file in files) for key in keys},
+        "filtered_by": job.fates.reasons.get(str(number), {}),
+        "tokens": {"encoded": sum(tokens.values()) - tokens["packed"], **tokens},
+        "share": tokens["packed"] / packed if packed else 0.0,
+    }
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in counts.items())
+
+
+def _about(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says besides options, as the report and the journal spell it."""
+    return {
+        "duplicates": recipe.duplicates,
+        "shuffle": recipe.shuffle,
+        "sources": {
+            source.name: {"files": source.files, **source.options, **source.choice.to_dict()}
+            for source in recipe.sources
+        },
+    }
 
 
 def _finish(report: Report, job: Job, folder: Path, backend: Any, sinks: Sequence[str]) -> None:

@@ -34,14 +34,16 @@ EXAMPLES = 3  # of these
 class Report:
     """What report.json holds, key by key.
 
-    `conversations` are the rows of the input: read = packed + rejected. `rows` are what the
-    packed ones became: under truncate "split" one may become several. `trained` counts labels as
+    `conversations` are the rows of the input: read = packed + rejected. In a run of a recipe
+    read = rejected + filtered + duplicates + sampled_out + kept, packed = kept with repeats
+    counted, and `sources` has these of each source. `rows` are what the packed ones became: under
+    truncate "split" one may become several. `trained` counts labels as
     written, `truncated` the tokens and targets that were cut off.
 
     What may differ from run to run over the same input is in run.json: `seconds` by stage, over
     all workers together (by the clock for tokenize, write and total; those of read, render, plan
     and pack are what their thread computed, as other stages run meanwhile), and `compared`, the
-    texts on which a fast tokenizer was.
+    texts on which a fast tokenizer was. `output`, the directory, is in neither.
     """
 
     turnpack: str = __version__
@@ -49,6 +51,7 @@ class Report:
     tokenizer: dict[str, Any]
     template: dict[str, Any]
     inputs: list[dict[str, Any]] = field(default_factory=list)
+    sources: list[dict[str, Any]] = field(default_factory=list)
     conversations: dict[str, int] = field(default_factory=dict)
     rejected_by_reason: dict[str, int] = field(default_factory=dict)
     rows: int = 0
@@ -61,11 +64,14 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     files: list[dict[str, Any]] = field(default_factory=list)
     compared: int = 0
+    output: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as report.json spells it."""
-        about = self.about_the_run()
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in about}
+        left_out = {"output", *self.about_the_run()}
+        return {
+            key: value for key, value in dataclasses.asdict(self).items() if key not in left_out
+        }
 
     def about_the_run(self) -> dict[str, Any]:
         """Return what run.json holds of it."""
@@ -79,6 +85,9 @@ def summary(report: Report) -> Iterator[tuple[str, str]]:
     yield "rejected", f"{counts['rejected']:,}"
     for reason, number in report.rejected_by_reason.items():
         yield f"  {one_line(reason)}", f"{number:,}"
+    for key in ("filtered", "duplicates", "sampled_out", "kept"):
+        if key in counts:
+            yield key.replace("_", " "), f"{counts[key]:,}"
     yield "packed", f"{counts['packed']:,}"
     if report.rows != counts["packed"]:
         yield "  in rows", f"{report.rows:,}"
@@ -98,7 +107,34 @@ def table(report: Report) -> str:
     spent = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in report.seconds.items())
     pairs = [*summary(report), *([("seconds", spent)] if spent else [])]
     width = max(len(name) for name, _ in pairs)
-    return "\n".join(f"{name:{width}}  {value}" for name, value in pairs)
+    lines = [f"{name:{width}}  {value}" for name, value in pairs]
+    if report.sources:
+        cells = [_COLUMNS, *map(_cells, report.sources)]
+        first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
+        lines.append("")
+        lines += [
+            "  ".join([f"{name:{first}}", *map(str.rjust, numbers, widths)])
+            for name, *numbers in cells
+        ]
+    return "\n".join(lines)
+
+
+# What is said of each source, from what was read to what is in the bins.
+SOURCE_COUNTS = ("read", "rejected", "filtered", "duplicates", "sampled_out", "kept", "packed")
+_COLUMNS = (
+    "source",
+    *(key.replace("_", " ") for key in SOURCE_COUNTS),
+    *("tokens before", "after", "of all"),
+)
+
+
+def _cells(source: Mapping[str, Any]) -> tuple[str, ...]:
+    tokens = source["tokens"]
+    return (
+        one_line(source["source"]),
+        *(f"{source[key]:,}" for key in SOURCE_COUNTS),
+        *(f"{tokens['encoded']:,}", f"{tokens['packed']:,}", f"{source['share']:.1%}"),
+    )
 
 
 def write_page(
@@ -288,7 +324,8 @@ def remarks(report: Mapping[str, Any], found: Survey, reader: Reader) -> Iterato
         if file.get("read") and not file.get("packed"):
             yield (
                 "warning",
-                f"Nothing of {file['file']} is left: all {file['read']:,} rows are rejects.",
+                f"Nothing of {file['file']} is left: all {file['read']:,} rows "
+                + ("are rejects." if file["rejected"] == file["read"] else "were left out."),
             )
         elif not file.get("read"):
             yield "warning", f"{file.get('file')} has no rows."

@@ -96,6 +96,21 @@ class Rows:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the rows to a new file, which is on the disk when this returns."""
+        batch = self.to_batch()
+        with open(path, "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+            writer.write_batch(batch)
+            writer.close()
+            file.flush()
+            os.fsync(file.fileno())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Rows:
+        """Read what `save` wrote."""
+        with pa.OSFile(os.fspath(path)) as file:
+            return cls.from_batch(pa.ipc.open_file(file).get_batch(0))
+
+    def to_batch(self) -> pa.RecordBatch:
+        """The same in Arrow, a column for each array."""
         tokens = self.tokens
         offsets = pa.array(tokens.offsets)
         columns = {
@@ -108,18 +123,11 @@ class Rows:
         if tokens.loss_weights is not None:
             weights = pa.array(tokens.loss_weights)
             columns["loss_weights"] = pa.LargeListArray.from_arrays(offsets, weights)
-        batch = pa.record_batch(columns)
-        with open(path, "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
-            writer.write_batch(batch)
-            writer.close()
-            file.flush()
-            os.fsync(file.fileno())
+        return pa.record_batch(columns)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Rows:
-        """Read what `save` wrote."""
-        with pa.OSFile(os.fspath(path)) as file:
-            batch = pa.ipc.open_file(file).get_batch(0)
+    def from_batch(cls, batch: pa.RecordBatch) -> Rows:
+        """What `to_batch` made; further columns are not looked at."""
         ids = batch.column("input_ids")
         weights = (
             batch.column("loss_weights").values.to_numpy()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import picture
+from ..report import SOURCE_COUNTS
 from ..survey import OTHERS, Count, Needs, Survey
 from . import markup
 from .markup import shortened
@@ -398,6 +399,18 @@ def _made(report: Mapping[str, Any]) -> str:
         + "</tr>"
         for file in (_of(report, "inputs") or [])
     ]
+    sources = "".join(
+        f'<tr><th scope="row">{markup.name(str(source["source"]))}</th>'
+        + "".join(f'<td class="n">{source[key]:,}</td>' for key in SOURCE_COUNTS)
+        + f'<td class="n">{source["share"]:.1%}</td></tr>'
+        for source in (_of(report, "sources") or [])
+    )
+    if sources:
+        titles = "".join(f'<th class="n">{key.replace("_", " ")}' for key in SOURCE_COUNTS)
+        sources = (
+            f'<div class="scroll"><table class="files"><thead><tr><th>source{titles}'
+            f'<th class="n">of all tokens</tr></thead><tbody>{sources}</tbody></table></div>'
+        )
     if len(rows) > MOST:
         rows[MOST:] = [
             f'<tr><th scope="row">and {len(rows) - MOST:,} more in report.json</th></tr>'
@@ -407,7 +420,7 @@ def _made(report: Mapping[str, Any]) -> str:
         '<th class="n">read<th class="n">packed<th class="n">rejected</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
-    return markup.card("Made with", "", f'<dl class="made">{listed}</dl>', table, name="made")
+    return markup.card("Made with", "", f'<dl class="made">{listed}</dl>', sources, table, name="made")
 
 
 def _short_hash(key: str, value: Any) -> Any:
