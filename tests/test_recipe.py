@@ -687,7 +687,7 @@ def test_the_example_is_the_advice(folder, tmp_path, capsys):
         *("train", "validation")
     }
     page = (out / "report.html").read_text()
-    assert "<td>conversations" in page
+    assert '<th scope="row"><bdi>conversations</bdi></th>' in page
     assert main(["verify", str(out)]) == 0
 
 

@@ -71,6 +71,29 @@ def test_items_are_the_stored_bins(tmp_path, weighted):
     assert not dataset[0]["input_ids"].flags.writeable
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("seq_lengths", 10**6, "item 1 has documents of other lengths than its own"),
+        ("seq_lengths", 1, "item 1 has documents of other lengths than its own"),
+        ("seq_lengths", -1, "item 1 has documents of other lengths than its own"),
+        ("offsets", -1, "item 1 is from -1 to"),
+        ("offsets", 10**9, "item 1 has documents that are not there"),
+    ],
+)
+def test_a_damaged_cache_is_an_error(tmp_path, name, value, said):
+    write(tmp_path / "train-0.parquet", [3, 9, 1, 5, 7] * 20, 10)
+    dataset = PackedDataset(tmp_path)
+    path = tmp_path / f"numpy/train/{name}.npy"
+    array = np.load(path)
+    # Of the second bin: its first document's length, or where it or its documents start.
+    place = dataset[0]["seq_lengths"].size if name == "seq_lengths" else (1, int(value > 0))
+    array[place] = value
+    np.save(path, array)
+    with pytest.raises(ValueError, match=said):
+        PackedDataset(tmp_path)[1]
+
+
 def test_documents_are_kept_apart_without_their_lengths(tmp_path):
     """Trainer's `remove_unused_columns` takes away what is no argument of the model."""
     write(tmp_path / "train-0.parquet", [3, 9, 1, 5, 7] * 20, 10)

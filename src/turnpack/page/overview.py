@@ -5,7 +5,7 @@ Owns how they look. Counts nothing and reads no data.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -390,39 +390,45 @@ def _made(report: Mapping[str, Any]) -> str:
         f"<div><dt>{markup.text(name)}</dt><dd>{markup.name(shortened(str(value)))}</dd></div>"
         for name, value in pairs
     )
-    rows = [
-        f'<tr><th scope="row">{_file(str(file.get("file")))}</th>'
-        + "".join(
-            f'<td class="n">{file.get(key, 0):,}</td>'
-            for key in ("bytes", "read", "packed", "rejected")
-        )
-        + "</tr>"
-        for file in (_of(report, "inputs") or [])
-    ]
-    sources = "".join(
-        f'<tr><th scope="row">{markup.name(str(source["source"]))}</th>'
-        + "".join(f'<td class="n">{source[key]:,}</td>' for key in SOURCE_COUNTS)
-        + f'<td class="n">{source["share"]:.1%}</td></tr>'
-        for source in (_of(report, "sources") or [])
+    return markup.card(
+        "Made with",
+        "",
+        f'<dl class="made">{listed}</dl>',
+        _counts(report, "sources", "source", (*SOURCE_COUNTS, "share"), markup.name),
+        _counts(report, "inputs", "file", ("bytes", "read", "packed", "rejected"), _file),
+        name="made",
     )
-    if sources:
-        titles = "".join(f'<th class="n">{key.replace("_", " ")}' for key in SOURCE_COUNTS)
-        sources = (
-            f'<div class="scroll"><table class="files"><thead><tr><th>source{titles}'
-            f'<th class="n">of all tokens</tr></thead><tbody>{sources}</tbody></table></div>'
-        )
-    if len(rows) > MOST:
-        rows[MOST:] = [
-            f'<tr><th scope="row">and {len(rows) - MOST:,} more in report.json</th></tr>'
-        ]
-    table = (
-        '<div class="scroll"><table class="files"><thead><tr><th>file<th class="n">bytes'
-        '<th class="n">read<th class="n">packed<th class="n">rejected</tr></thead>'
+
+
+def _counts(
+    report: Mapping[str, Any],
+    what: str,
+    named: str,
+    keys: Sequence[str],
+    spell: Callable[[str], str],
+) -> str:
+    """A table of the counts of each of report.json's `what`; nothing where there are none."""
+    all_of_it = _of(report, what) or []
+    if not all_of_it:
+        return ""
+    rows = [
+        f'<tr><th scope="row">{spell(str(each.get(named)))}</th>'
+        + "".join(f'<td class="n">{_spelled(each.get(key, 0))}</td>' for key in keys)
+        + "</tr>"
+        for each in all_of_it[:MOST]
+    ]
+    if len(all_of_it) > MOST:
+        left = len(all_of_it) - MOST
+        rows.append(f'<tr><th scope="row">and {left:,} more in report.json</th></tr>')
+    titles = "".join(f'<th class="n">{key.replace("_", " ")}' for key in keys)
+    return (
+        f'<div class="scroll"><table class="files"><thead><tr><th>{named}{titles}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
-    return markup.card(
-        "Made with", "", f'<dl class="made">{listed}</dl>', sources, table, name="made"
-    )
+
+
+def _spelled(number: float) -> str:
+    return f"{number:.1%}" if isinstance(number, float) else f"{number:,}"
 
 
 def _short_hash(key: str, value: Any) -> Any:

@@ -1,6 +1,6 @@
 # Owns the loops of the collator: where documents go among the cells, Python lists of ids into
-# cells, and what counts along segments; and that of the sampler, random orders. The collator's
-# write into memory that it made, but for `lay`.
+# cells, and what counts along segments; that of the dataset, its items; and that of the sampler,
+# random orders. The collator's write into memory that it made, but for `lay`.
 
 import numpy as np
 
@@ -228,4 +228,60 @@ def orders(const uint64_t[:, ::1] draws not None):
             other = <Py_ssize_t>((high + (low >> 32)) >> 32)
             order[row, i] = order[row, other]
             order[row, other] = i
+    return made
+
+
+def items(dict arrays not None, const int64_t[:] starts not None, indices,
+          const int64_t[:] firsts=None, lengths=None):
+    """Dicts of views of `arrays`: item i is from `starts[i]` to before `starts[i + 1]`.
+
+    `lengths` int32, those `firsts[i]` to before `firsts[i + 1]` being item i's documents': then
+    they are in the dicts too, as `seq_lengths`, and with them `position_ids` int64, one new array
+    for all items. Negative indices count from the end.
+
+    Raises IndexError for an item that is not there, ValueError where lengths do not agree.
+    """
+    cdef Py_ssize_t size = starts.shape[0] - 1, index, number, document, i
+    cdef int64_t start, stop, cell = 0, end
+    cdef const int32_t[:] length
+    cdef list made = [], chosen = []
+    cdef dict item
+    for given in indices:
+        index = given
+        if not -size <= index < size:
+            raise IndexError(f"item {index} of {size}")
+        index += size * (index < 0)
+        start, stop = starts[index], starts[index + 1]
+        if not 0 <= start <= stop:
+            raise ValueError(f"item {index} is from {start} to {stop}")
+        cell += stop - start
+        chosen.append(index)
+    cdef int64_t[::1] position
+    if firsts is not None:
+        length = lengths
+        positions = np.empty(cell, np.int64)
+        position = positions
+        cell = 0
+    for number in range(len(chosen)):
+        index = chosen[number]
+        start, stop = starts[index], starts[index + 1]
+        part = slice(start, stop)
+        item = {name: array[part] for name, array in arrays.items()}
+        if firsts is not None:
+            if not 0 <= firsts[index] <= firsts[index + 1] <= length.shape[0]:
+                raise ValueError(f"item {index} has documents that are not there")
+            end = cell + (stop - start)
+            if end > position.shape[0]:
+                raise RuntimeError(f"item {index} changed while it was read")
+            item["position_ids"] = positions[cell:end]
+            for document in range(firsts[index], firsts[index + 1]):
+                if not 0 <= length[document] <= end - cell:
+                    raise ValueError(f"item {index} has documents of other lengths than its own")
+                for i in range(length[document]):
+                    position[cell + i] = i
+                cell += length[document]
+            if cell != end:
+                raise ValueError(f"item {index} has documents of other lengths than its own")
+            item["seq_lengths"] = lengths[firsts[index]:firsts[index + 1]]
+        made.append(item)
     return made

@@ -59,39 +59,24 @@ class PackedDataset(Dataset[Item]):
         self._files, self._folder = state["files"], state["folder"]
         self.documents: bool = state["documents"]
         arrays = mapped.load(self._files, self._folder)
-        self._offsets = arrays.pop("offsets")
-        self._seq_lengths = arrays.pop("seq_lengths")
+        offsets, lengths = arrays.pop("offsets"), arrays.pop("seq_lengths")
         self._tokens = arrays
-        self._starts: npt.NDArray[np.int64] | None = None
+        self._starts: npt.NDArray[np.int64] = offsets[:, 0]
+        self._documents: tuple[Any, ...] = offsets[:, 1], lengths
         if self.documents:
-            self._starts = np.concatenate([[0], np.cumsum(self._seq_lengths, dtype=np.int64)])
+            self._starts, self._documents = np.append(0, np.cumsum(lengths, dtype=np.int64)), ()
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each item, int64 `[items]`."""
-        return np.diff(self._offsets[:, 0] if self._starts is None else self._starts)
+        return np.diff(self._starts)
 
     def __len__(self) -> int:
-        return len(self._offsets if self._starts is None else self._starts) - 1
+        return len(self._starts) - 1
 
     def __getitem__(self, index: int) -> Item:
-        size = len(self)
-        if not -size <= index < size:
-            raise IndexError(f"item {index} of {size}")
-        index %= size
-        if self._starts is not None:
-            start, stop = self._starts[index : index + 2].tolist()
-            return {name: array[start:stop] for name, array in self._tokens.items()}
-        (start, first), (stop, last) = self._offsets[index : index + 2].tolist()
-        item = {name: array[start:stop] for name, array in self._tokens.items()}
-        lengths = self._seq_lengths[first:last]
-        item["seq_lengths"] = lengths
-        item["position_ids"] = np.empty(stop - start, np.int64)
-        boundaries = np.zeros(len(lengths) + 1, np.int32)
-        np.cumsum(lengths, out=boundaries[1:])
-        _cells.count(boundaries, item["position_ids"])
-        return item
+        return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         """The items of these indices: views, so nothing is read before it is collated."""
-        return [self[index] for index in indices]
+        return _cells.items(self._tokens, self._starts, indices, *self._documents)
