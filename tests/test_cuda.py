@@ -398,6 +398,16 @@ def test_pack_refuses(request, where, change, error, message):
     assert str(caught.value) == message
 
 
+def test_short_reprs(emulated):
+    ids, mask = torch.zeros(10, dtype=torch.int32), torch.ones(10, dtype=torch.uint8)
+    tokens = turnpack.torch.Tokens(ids, mask, np.array([0, 5, 8, 10]))
+    assert repr(tokens) == "Tokens(rows=3, tokens=10, device='cpu')"
+    packed = turnpack.torch.pack(tokens, plan(tokens.lengths, 8), device="cpu")
+    assert repr(packed) == (
+        "Packed(rows=3, bins=2, capacity=8, layout='rows', dtype=torch.int64, device='cpu')"
+    )
+
+
 def test_expand_is_for_a_device():
     with emulation.active():
         staged = turnpack.torch.stage(tokens_of([3]), Plan([0], [0, 1], [3], 2**31 + 1))

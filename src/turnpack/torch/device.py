@@ -39,7 +39,7 @@ _DTYPES: dict[np.dtype[Any], torch.dtype] = {
 _ALIGNED = 16  # bytes: where an array may begin in a buffer
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Tokens:
     """Tokenized rows whose tokens are on a device; as `turnpack.Tokens`.
 
@@ -84,8 +84,12 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def __repr__(self) -> str:
+        ids = self.input_ids
+        return f"Tokens(rows={len(self)}, tokens={len(ids)}, device={str(ids.device)!r})"
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Packed:
     """Bins of cells on a device; as `turnpack.Packed`, bit for bit.
 
@@ -119,6 +123,13 @@ class Packed:
     def layout(self) -> str:
         """How the cells lie: "rows" `[bins, capacity]` or "flat" `[total]`."""
         return "flat" if self.input_ids.ndim == 1 else "rows"
+
+    def __repr__(self) -> str:
+        ids = self.input_ids
+        return (
+            f"Packed(rows={len(self.rows)}, bins={self.num_bins}, capacity={self.capacity}, "
+            f"layout={self.layout!r}, dtype={ids.dtype}, device={str(ids.device)!r})"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
