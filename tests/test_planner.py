@@ -1,6 +1,7 @@
 """Owns the tests of `Planner`: a stream of lengths to bins, by the rule in kernels.h."""
 
 import json
+import pickle
 import threading
 
 import numpy as np
@@ -156,7 +157,7 @@ def test_state(impl):
     planner.load_state_dict(state)
     other = impl.Planner(8, 4, max_rows=3)
     other.load_state_dict(state | {"waiting": np.array([1, 2, 4]), "rows": np.int64(5)})
-    for each in (planner, other):
+    for each in (pickle.loads(pickle.dumps(planner)), planner, other):
         assert each.state_dict() == state
         assert bins(each.add([2])) == [[1, 4, 5]]
         assert bins(each.flush()) == [[2]]
