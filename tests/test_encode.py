@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from at_hand import deepseek, mistral_v1, qwen, tiny
 from chats import assistant, user
 from turnpack import tokenizers
 from turnpack.nouns import Conversation, RowError, Source
+from turnpack.sinks import parquet_batch
 
 DEEPSEEK = tokenizers.load(deepseek())
 MISTRAL = tokenizers.load(mistral_v1())
@@ -519,6 +521,20 @@ def test_an_encoder_can_be_pickled():
     again = pickle.loads(pickle.dumps(encoder))
     rows = [chat("Hello there", "General " * 20)]
     assert again(rows) == encoder(rows)
+
+
+def test_arrow_batches_in_arrow_batches_of_bins_out():
+    """As the README shows it for Spark and others, which pickle all of it."""
+    encoder, plan, pack = pickle.loads(pickle.dumps((tp.Encoder(TINY, "chatml"), tp.plan, tp.pack)))
+    chats = [{"messages": chat("Hello there", "General " * 20)}, {"messages": chat("a", "b")}]
+    rows, rejects = pa.RecordBatch.from_pylist([{"messages": []}, *chats]).to_pylist(), []
+    tokens = encoder(rows, rejects)
+    packed = pack(tokens, plan(tokens.lengths, 4096), layout="flat")
+    batch = parquet_batch(packed, pa.array(["chats"] * len(rows)), weighted=False)
+    assert [reject.reason for reject in rejects] == ["empty conversation"]
+    (made,) = batch.to_pylist()
+    assert made["source"] == ["chats"] * 2
+    assert made["input_ids"] == tp.Encoder(TINY, "chatml")(chats).input_ids.tolist()
 
 
 @pytest.mark.parametrize("truncate", ["right", "turns", "split"])

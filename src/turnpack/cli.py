@@ -259,8 +259,18 @@ def _encoding(
     metavar="N",
     help="Processes that encode, by default as the machine has; the output does not depend on it.",
 )
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="",
+    metavar="[ADDRESS]",
+    help="Let Ray do it (pip install 'turnpack[ray]'): the cluster at ADDRESS, without one a Ray "
+    "that is started here. Stands behind FILE....",
+)
 @click.pass_context
-def prepare(context: click.Context, /, files: tuple[str, ...], **options: Any) -> int:
+def prepare(
+    context: click.Context, /, files: tuple[str, ...], ray: str | None, **options: Any
+) -> int:
     """Turn chat files into packed training bins.
 
     Reads .json, .jsonl (also .gz, .zst) and .parquet in the usual chat formats, also mixed. Writes
@@ -270,12 +280,16 @@ def prepare(context: click.Context, /, files: tuple[str, ...], **options: Any) -
     FILE may be a recipe instead, a .toml that says what to do with which files and may hold any of
     the options; those given here take their place.
     """
+    from . import prepare as here
+    from . import ray as on_ray
     from .nouns import RowError
     from .output import HIDDEN, JOURNAL
-    from .prepare import OptionError, prepare_recipe
-    from .prepare import prepare as run
     from .report import table
 
+    if ray is not None and os.path.exists(ray):
+        raise Failure(f"--ray takes {ray} for an address: write it behind the files")
+    jobs: Any = here if ray is None else on_ray
+    place = {} if ray is None else {"address": ray or None}
     recipe = any(file.endswith(".toml") for file in files)
     if recipe and len(files) > 1:
         raise Failure("a recipe is given alone: its [[sources]] say which files to read")
@@ -290,15 +304,15 @@ def prepare(context: click.Context, /, files: tuple[str, ...], **options: Any) -
     try:
         with _cleaning_up(), _bar() as tell:
             if recipe:
-                report = prepare_recipe(files[0], progress=tell, **given)
+                report = jobs.prepare_recipe(files[0], progress=tell, **place, **given)
             else:
-                report = run(files, progress=tell, **options)
+                report = jobs.prepare(files, progress=tell, **place, **options)
     except KeyboardInterrupt:
         output = options["output"]
         left = output is not None and (Path(output) / HIDDEN / JOURNAL).exists()
         how = "; the same command with --resume goes on" if left else ""
         raise Failure(f"interrupted{how}", 130) from None
-    except OptionError as error:
+    except here.OptionError as error:
         raise Failure(str(error)) from None
     except RowError as error:
         raise Failure(str(error), 1) from None

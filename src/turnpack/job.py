@@ -16,7 +16,7 @@ from hashlib import blake2b
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from time import perf_counter, thread_time
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, ClassVar, cast
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from .journal import Journal
 from .nouns import Reject, RowError, Source
 from .output import json_line, keep_only, sync
 from .pipeline import Chunk, Encoded, Work, encoded
-from .records import RawRow
+from .records import RawRow, Slice, raw_rows
 from .rows import Rows
 from .selection import Choice, Duplicates, Fates, Input, Selection
 from .shards import Shards, Written
@@ -36,6 +36,9 @@ from .shards import Shards, Written
 # workers; small enough that a call ends within a second.
 CHUNK = 1000
 CHUNK_BYTES = 1 << 21
+# What makes processes that encode worth starting: processors, and bytes of input.
+MANY_PROCESSORS = 5
+MANY_BYTES = 1 << 26
 STAGES = ("read", "render", "tokenize", "plan", "pack", "write")
 
 REJECTS = "rejects.jsonl"
@@ -124,6 +127,8 @@ class Job:
     `splits`: what makes the bins of each split.
     """
 
+    options: ClassVar[Mapping[str, Any]] = {}  # of its own, that the output depends on
+
     def __init__(
         self,
         folder: Path,
@@ -158,8 +163,12 @@ class Job:
         self._flushed: dict[str, int] = {}  # blocks of each split that are written at the end
         self._begun = perf_counter()
 
-    def run(self, raw: Sequence[Iterator[RawRow]], workers: int) -> None:
-        """Do the work, from the first of the parts' rows that are not behind us."""
+    def run(self, files: Sequence[Sequence[str | Slice]], workers: int | None) -> None:
+        """Do the work, from the first row in the files of the parts that is not behind us.
+
+        `workers`: processes that encode, None for as many as are worth it.
+        """
+        raw = [raw_rows(part) for part in files]
         (self._folder / "data").mkdir(exist_ok=True)
         with ExitStack() as stack:
             logs = [REJECTS]
@@ -174,13 +183,18 @@ class Job:
                 self._logs[name] = stack.enter_context((self._folder / name).open("ab"))
                 self._logs[name].truncate(sizes.get(name, 0))
             chunks = self._chunks(raw)
-            for chunk in stack.enter_context(closing(encoded(self._work, chunks, workers))):
+            processes = workers or self._processes()
+            for chunk in stack.enter_context(closing(encoded(self._work, chunks, processes))):
                 self._take(chunk)
             self._pass_on(self._until(len(self._choices)))
             self._flush()
             for shards in self._shards.values():
                 shards.close()
                 add(self.tally.seconds, shards.seconds)
+
+    def _processes(self) -> int:
+        processors = len(os.sched_getaffinity(0))
+        return processors if processors >= MANY_PROCESSORS and self._before[-1] >= MANY_BYTES else 1
 
     def _chunks(self, raw: Sequence[Iterator[RawRow]]) -> Iterator[Chunk]:
         for part in range(self._part, len(raw)):

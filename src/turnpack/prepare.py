@@ -43,9 +43,6 @@ Strategy = Literal["stream", "best_fit", "first_fit", "in_order", "none"]
 # Tokens in a file, so that a set can be spread over data loaders; a run that goes on begins where
 # a file ended.
 SHARD_TOKENS = 1 << 26
-# What makes processes that encode worth starting: processors, and bytes of input.
-MANY_PROCESSORS = 5
-MANY_BYTES = 1 << 26
 
 
 class OptionError(ValueError):
@@ -79,6 +76,7 @@ def prepare(
     page: bool = True,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    job: Any = Job,
 ) -> Report:
     """Turn chat files into packed bins in the directory `output`, and report what was done.
 
@@ -95,7 +93,8 @@ def prepare(
     the report says which it was. `shard_tokens`: tokens that a file may have. `sinks`: what to
     write besides Parquet, of `sinks.exports.SINKS` ("numpy": the arrays that
     `turnpack.torch.PackedDataset` maps, so that it has nothing to decode). `page`: write
-    report.html, which `turnpack report` can do later as well. The other options are Encoder's.
+    report.html, which `turnpack report` can do later as well. `job`: what does the work, for
+    ray.py. The other options are Encoder's.
 
     An earlier output in the directory is replaced as a whole when the run has succeeded, and not
     touched when it fails. A run that was stopped or killed goes on with `resume` behind the last
@@ -129,10 +128,7 @@ def prepare_recipe(
     for key in options:
         if key not in known or key == "files":
             raise TypeError(f"{key} is no option of a recipe")
-    try:
-        recipe = recipes.load(path)
-    except ValueError as error:
-        raise OptionError(str(error)) from None
+    recipe = load_recipe(path)
     defaults = {
         key: option.default for key, option in known.items() if option.default is not option.empty
     }
@@ -143,16 +139,24 @@ def prepare_recipe(
     return _prepare(recipe.sources, options, recipe)
 
 
+def load_recipe(path: PathLike) -> Recipe:
+    """Read a recipe; raises OptionError where it says what makes no sense."""
+    try:
+        return recipes.load(path)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+
+
 def _prepare(
     sources: Sequence[recipes.Source], options: dict[str, Any], recipe: Recipe | None
 ) -> Report:
     """Pack the files of sources; `options` are all of `prepare`."""
     begun = perf_counter()
-    output, workers, resume = options["output"], options["workers"], options["resume"]
-    progress = options["progress"] or (lambda progress: None)
+    output, resume = options["output"], options["resume"]
     try:
         _check(options)
-        raw = [records.raw_rows(source.files) for source in sources]
+        for source in sources:
+            records.raw_rows(source.files)  # raises where one is no file that can be read
         encoder = _encoder(options)
         parts = _parts(sources, options, encoder, recipe)
         seed, capacity = options["seed"], options["capacity"]
@@ -179,7 +183,10 @@ def _prepare(
         for file in part.files
     ]
     report = Report(
-        options={key: value for key, value in options.items() if key not in _NO_OPTIONS},
+        options={
+            **{key: value for key, value in options.items() if key not in _NO_OPTIONS},
+            **options["job"].options,
+        },
         tokenizer=_identity(backend),
         template=_identity(encoder.template),
         capacity=capacity,
@@ -214,7 +221,7 @@ def _prepare(
                     else Shuffled(split, journal.state, hidden / "sorting", name, seed)
                     for name, split in splits.items()
                 }
-            job = Job(
+            job = options["job"](
                 folder,
                 journal,
                 Work(parts),
@@ -229,9 +236,9 @@ def _prepare(
                     options["strict"],
                     recipe.duplicates if recipe else "keep",
                 ),
-                progress,
+                options["progress"] or (lambda progress: None),
             )
-            job.run(raw, workers or _workers(inputs))
+            job.run([source.files for source in sources], options["workers"])
             _count(report, job, inputs, backend, recipe)
             _finish(report, job, folder, backend, options["sinks"])
             report.seconds["total"] = perf_counter() - begun
@@ -299,7 +306,7 @@ def _parts(
     return parts
 
 
-_NO_OPTIONS = ("files", "tokenizer", "template", "output", "workers", "resume", "progress")
+_NO_OPTIONS = ("files", "tokenizer", "template", "output", "workers", "resume", "progress", "job")
 
 
 class _AlreadyThere(Exception):
@@ -318,12 +325,6 @@ def _check_resumed(journal: Journal, output: Path, report: Report) -> None:
             raise _AlreadyThere
     except (OSError, ValueError, KeyError) as error:
         raise OptionError(f"{output} cannot be gone on with: {error}") from None
-
-
-def _workers(inputs: Sequence[Input]) -> int:
-    processors = len(os.sched_getaffinity(0))
-    many = processors >= MANY_PROCESSORS and sum(file.bytes for file in inputs) >= MANY_BYTES
-    return processors if many else 1
 
 
 def _count(

@@ -16,6 +16,7 @@ import re
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import orjson
@@ -26,12 +27,22 @@ from ._json import MAX_DEPTH, check_depth, decode, excerpt, is_nested
 from .formats import FORMATS, check_format, conversation
 from .nouns import Conversation, Reject, RowError, Source
 
-__all__ = ["FORMATS", "RawRow", "check_format", "conversation", "parse", "raw_rows", "read"]
+__all__ = [
+    "FORMATS",
+    "RawRow",
+    "Slice",
+    "check_format",
+    "conversation",
+    "parse",
+    "raw_rows",
+    "read",
+]
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 MAX_LINE = 256 << 20  # bytes of one JSONL line
 MAX_DOCUMENT = 4 << 30  # bytes of one .json file, which is held in memory as a whole
+UNREADABLE = "unreadable file"  # the reason of a reject that ends a file
 _CHUNK = 1 << 20
 _BATCH = 256  # Parquet rows that are Python objects at the same time
 _BOM = b"\xef\xbb\xbf"
@@ -44,6 +55,19 @@ class RawRow(NamedTuple):
     content: Any
 
 
+class Slice(NamedTuple):
+    """Of a file the bytes, of Parquet the row groups, from `start` to before `stop`.
+
+    Bytes are of a JSONL file that is not compressed, and start and stop where lines do. `first` is
+    the number of the first line or row.
+    """
+
+    path: str
+    start: int
+    stop: int
+    first: int
+
+
 def read(paths: Paths, *, format: str | None = None) -> Iterator[Conversation | Reject]:
     """Read files in order, row by row; a bad row comes as a Reject in its place.
 
@@ -54,15 +78,48 @@ def read(paths: Paths, *, format: str | None = None) -> Iterator[Conversation | 
     return (parse(raw, format) for raw in raw_rows(paths))
 
 
-def raw_rows(paths: Paths) -> Iterator[RawRow]:
-    """Find the rows of files without parsing them, where the file type allows it.
+def raw_rows(
+    files: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Slice],
+) -> Iterator[RawRow]:
+    """Find the rows of files, or of slices of them, without parsing where the type allows it.
 
     The first half of `read`, and cheap; the other half, `parse`, can run in other processes.
     """
-    if isinstance(paths, (str, os.PathLike)):
-        paths = [paths]
-    files = [(path, _reader(path)) for path in (os.fspath(path) for path in paths)]
-    return (row for path, rows in files for row in rows(path))
+    if isinstance(files, (str, os.PathLike)):
+        files = [files]
+    readers = [_rows_of(file) for file in files]
+    return (row for rows in readers for row in rows())
+
+
+def _rows_of(file: str | os.PathLike[str] | Slice) -> Callable[[], Iterator[RawRow]]:
+    if not isinstance(file, Slice):
+        path = os.fspath(file)
+        return partial(_reader(path), path)
+    path, start, stop, first = file
+    if _reader(path) is _parquet_rows:
+        return partial(_parquet_rows, path, range(start, stop), first)
+    return partial(_range_rows, file)
+
+
+class _Range(io.RawIOBase):
+    """The bytes of a file from `start` to before `stop`."""
+
+    def __init__(self, path: str, start: int, stop: int) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 -- closed with this
+        self._file.seek(start)
+        self._left = stop - start
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        size = self._file.readinto(memoryview(buffer)[: self._left])
+        self._left -= size
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def parse(raw: RawRow, format: str | None = None) -> Conversation | Reject:
@@ -120,7 +177,7 @@ def _open(path: str) -> io.BufferedIOBase:
 
 def _unreadable(source: Source, error: BaseException) -> RawRow:
     detail = f"the rest of the file cannot be read: {error}"
-    return RawRow(source, Reject(source, "unreadable file", detail, None))
+    return RawRow(source, Reject(source, UNREADABLE, detail, None))
 
 
 def _jsonl_rows(path: str) -> Iterator[RawRow]:
@@ -133,9 +190,15 @@ def _jsonl_rows(path: str) -> Iterator[RawRow]:
         yield from _line_rows(path, stream)
 
 
-def _line_rows(path: str, stream: io.BufferedIOBase) -> Iterator[RawRow]:
+def _range_rows(lines: Slice) -> Iterator[RawRow]:
+    path, start, stop, first = lines
+    with io.BufferedReader(_Range(path, start, stop), _CHUNK) as stream:
+        yield from _line_rows(path, stream, first)
+
+
+def _line_rows(path: str, stream: io.BufferedIOBase, first: int = 1) -> Iterator[RawRow]:
     limit = MAX_LINE
-    for number in itertools.count(1):
+    for number in itertools.count(first):
         try:
             line = stream.readline(limit + 1)
             if len(line) > limit and not line.endswith(b"\n"):
@@ -258,12 +321,13 @@ def _skip_blank(text: str, at: int) -> int:
     return cast(re.Match[str], _BLANK.match(text, at)).end()
 
 
-def _parquet_rows(path: str) -> Iterator[RawRow]:
-    index = 0
+def _parquet_rows(
+    path: str, groups: Iterable[int] | None = None, index: int = 0
+) -> Iterator[RawRow]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             # One row group at a time: a batch over two would be lost with the second.
-            for group in range(file.num_row_groups):
+            for group in range(file.num_row_groups) if groups is None else groups:
                 for batch in file.iter_batches(_BATCH, row_groups=[group]):
                     for row in _batch_rows(path, index, batch):
                         yield row

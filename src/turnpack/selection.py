@@ -179,6 +179,18 @@ class Fates:
             counts[0] += int(times[of_it].sum())
             counts[1] += int((tokens * times)[of_it].sum())
 
+    def merge(self, more: Fates) -> None:
+        """Count what became of others as well."""
+        for fate, by_input in more.counts.items():
+            counted = self.counts.setdefault(fate, {})
+            for number, counts in by_input.items():
+                before = counted.get(number, [0, 0])
+                counted[number] = [a + b for a, b in zip(before, counts, strict=True)]
+        for source, reasons in more.reasons.items():
+            known = self.reasons.setdefault(source, {})
+            for reason, number_of in reasons.items():
+                known[reason] = known.get(reason, 0) + number_of
+
     def of(self, fate: str, inputs: Sequence[int]) -> tuple[int, int]:
         """Conversations and tokens of some inputs."""
         counts = [self.counts.get(fate, {}).get(str(number), (0, 0)) for number in inputs]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from . import kernels
 from .binning import Block, stretches
 from .nouns import Packed
-from .output import sha256
+from .output import sha256, sync
 from .rows import Rows
 from .sinks import ParquetSink
 
@@ -105,7 +106,7 @@ class Shards:
 
     @property
     def _path(self) -> str:
-        return f"data/{self._split}-{len(self.written.files):05}.parquet"
+        return _name(self._split, self.written)
 
     def _write(self, block: Block) -> None:
         rows, plan = block
@@ -161,6 +162,32 @@ class Shards:
         self.written.tokens += self._tokens
         self._bins = self._tokens = 0
         self.seconds["write"] += perf_counter() - begun
+
+
+def adopt(folder: Path, split: str, written: Written, home: Path, more: Written) -> None:
+    """Put the files of a split that another wrote, `more` in `home`, behind those of `folder`.
+
+    They stay in `home` as well, as links where the file system has such.
+    """
+    for file in more.files:
+        path = _name(split, written)
+        try:
+            os.link(home / file["path"], folder / path)
+        except OSError:
+            shutil.copyfile(home / file["path"], folder / path)
+            sync(folder / path)
+        written.files.append({**file, "path": path})
+    for name in ("bins", "rows", "tokens", "trained"):
+        setattr(written, name, getattr(written, name) + getattr(more, name))
+    for number, counts in more.inputs.items():
+        before = written.inputs.get(number, [0, 0, 0])
+        written.inputs[number] = [a + b for a, b in zip(before, counts, strict=True)]
+    written.weighted = written.weighted or more.weighted
+
+
+def _name(split: str, written: Written) -> str:
+    """The path of the file that follows those that are there."""
+    return f"data/{split}-{len(written.files):05}.parquet"
 
 
 def complete_weights(folder: Path, written: Written) -> None:
