@@ -524,7 +524,7 @@ def test_an_encoder_can_be_pickled():
 
 
 def test_arrow_batches_in_arrow_batches_of_bins_out():
-    """As the README shows it for Spark and others, which pickle all of it."""
+    """As docs/offline.md shows it for Spark and others, which pickle all of it."""
     encoder, plan, pack = pickle.loads(pickle.dumps((tp.Encoder(TINY, "chatml"), tp.plan, tp.pack)))
     chats = [{"messages": chat("Hello there", "General " * 20)}, {"messages": chat("a", "b")}]
     rows, rejects = pa.RecordBatch.from_pylist([{"messages": []}, *chats]).to_pylist(), []
