@@ -245,6 +245,16 @@ def test_what_is_made_is_not_made_again(here, options, chats, tmp_path, monkeypa
     assert made == [*range(len(here[1]))]
 
 
+def test_where_the_file_system_has_no_links(here, options, chats, tmp_path, monkeypatch):
+    def link(*paths):
+        raise PermissionError
+
+    local = prepare(chats[1], output=tmp_path / "local", **options | {"workers": 1})
+    monkeypatch.setattr(os, "link", link)
+    report = on_ray.prepare(chats[1], output=tmp_path / "ray", piece_bytes=20_000, **options)
+    alike(report, local, tmp_path / "ray", tmp_path / "local")
+
+
 def test_bins_are_as_full_as_on_one_machine(here, options, tmp_path):
     rows = [good(number * 7919, "Fine. " * (1 + number * 31 % 17)) for number in range(8000)]
     chats = tmp_path / "chats.jsonl"
