@@ -6,7 +6,7 @@ SAMPLE := $(wildcard examples/sample/*.json examples/sample/*.jsonl)
 BUILT_FROM := pyproject.toml setup.py build_cuda.py constraints.txt src/turnpack/_ingest.pyx \
 	src/turnpack/torch/_cells.pyx $(wildcard csrc/*)
 
-.PHONY: demo test test-slow soak sanitize lint bench bench-large bench-peers format clean
+.PHONY: demo test test-slow soak sanitize lint bench bench-large bench-peers docs wheel format clean
 
 demo: .venv/demo
 	@rm -rf demo-output
@@ -53,13 +53,29 @@ bench-large: .venv/bench
 bench-peers: .venv-peers/peers
 	.venv-peers/bin/python benchmarks/peers
 
+# The reference of the API, from the docstrings.
+docs: .venv/docs
+	$(BIN)/pdoc --output-directory docs/api turnpack turnpack.prepare turnpack.ray turnpack.tokenizers turnpack.torch
+	@echo "The reference is docs/api/index.html."
+
+# A wheel without CUDA and an sdist in dist/, looked at, and tested where nothing else is: the wheel
+# with all tests, by PYTHON; the sdist by being what the wheel is built of.
+wheel: .venv/release
+	rm -rf dist build
+	TURNPACK_CUDA=0 PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build
+	$(BIN)/python .ci/check_wheel.py dist/*.whl
+	$(PYTHON) -m venv dist/venv
+	dist/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		"$$(ls dist/*.whl)[test]"
+	dist/venv/bin/pytest --numprocesses auto
+
 format: .venv/lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i csrc/* tests/*.cpp benchmarks/peers/*.cpp
 
 clean:
-	rm -rf .venv .venv-peers build demo-output example-output *.egg-info src/*.egg-info src/turnpack/*.so \
+	rm -rf .venv .venv-peers build dist docs/api demo-output example-output *.egg-info src/*.egg-info src/turnpack/*.so \
 		src/turnpack/torch/*.so src/turnpack/_ingest.cpp
 
 .venv/bin/pip:
