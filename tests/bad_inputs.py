@@ -1192,6 +1192,14 @@ TEMPLATES = section(
         around=few_steps,
     ),
     refused(
+        "long-lists",
+        "one that goes through a list of 10^5 items 10^5 times (here with 10^4 steps)",
+        "{% for a in range(99999) %}{% set b = range(99999) | max %}{% endfor %}",
+        TOO_MUCH,
+        "it takes too long",
+        around=few_steps,
+    ),
+    refused(
         "long-range",
         "a range of 10^9 numbers",
         "{% for a in range(10**9) %}{% endfor %}",
