@@ -291,11 +291,69 @@ def test_line_over_the_limit_is_one_reject(file, monkeypatch, packed):
     ]
 
 
-def test_document_over_the_limit_is_one_reject(file, monkeypatch):
-    monkeypatch.setattr(records, "MAX_DOCUMENT", 50)
+def test_a_single_row_over_the_limit_is_one_reject(file, monkeypatch):
+    monkeypatch.setattr(records, "WHOLE", 20)
+    monkeypatch.setattr(records, "MAX_LINE", 50)
     assert [each.detail for each in read(file("a.json.gz", gzip.compress(b" " * 10**6)))] == [
-        "the file has more than 50 bytes; .jsonl has no such limit"
+        "the file is one row of more than 50 bytes"
     ]
+    made = read(file("a.json", b"[" + LINES[0] + b', "' + b"x" * 500 + b'", 3]'), format="messages")
+    assert told(made) == [
+        TEXTS[0],
+        (1, "too large", "the element has more than 50 bytes"),
+        (2, "wrong type", "the row is a number, not an object"),
+    ]
+    made = read(file("a.json", b"[" + LINES[0] + b', "' + b"x" * 500), format="messages")
+    assert told(made) == [
+        TEXTS[0],
+        (1, "too large", "the element has more than 50 characters; the rest is not read"),
+    ]
+
+
+def chunked(file, monkeypatch, name, data, size, whole):
+    """What is read of a file of which no more is held than that."""
+    path = file(name, data)
+    expected = read(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "WHOLE", whole)
+        chunks = records._chunks
+        patched.setattr(
+            records,
+            "_chunks",
+            lambda path: (
+                chunk[at : at + size] for chunk in chunks(path) for at in range(0, len(chunk), size)
+            ),
+        )
+        return read(path), expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 10_000])
+def test_a_long_list_is_read_row_by_row(file, monkeypatch, size):
+    elements = [
+        *(LINES[0], b'{"a": NaN}', b'"\\ud800"', b'"\xff"', b"3", b"-12.5e3", b"true", b'"a\nb"'),
+        *("{'a': 'é👋\u2028'}".replace("'", '"').encode(), b'"\\ud83d\\ude00"', b"null", b"[]"),
+        *(orjson.dumps(row("long " * 50)), b"-Infinity", LINES[1], b"7"),
+    ]
+    for around in (b"%b", b"\xef\xbb\xbf \n%b\r\n ", b"%b x", b"%b,"):
+        for text in (b"[%b]", b"[%b", b"[ %b , ]", b"[%b,,]", b"[%b {}]", b'[%b, "', b"[%b,tru"):
+            data = around.replace(b"%b", text).replace(b"%b", b" ,\n".join(elements))
+            made, expected = chunked(file, monkeypatch, "a.json", data, size, 10)
+            assert made == expected
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.json.zst"])
+def test_lines_and_lists_longer_than_what_is_held(file, monkeypatch, name):
+    pack = {"json": bytes, "gz": gzip.compress, "zst": zstd}[name.rpartition(".")[2]]
+    for data in (b"\n".join(LINES), b"[" + b",".join(LINES) + b"]"):
+        made, expected = chunked(file, monkeypatch, name, pack(data), 16, 20)
+        assert made == expected
+        assert told(made) == TEXTS
+        damaged = pack(data)[:-5] if pack is not bytes else data[:-5]
+        made, expected = chunked(file, monkeypatch, name, damaged, 16, 20)
+        assert [each for each in told(made) if isinstance(each, str)] == [
+            each for each in told(expected) if isinstance(each, str)
+        ]
+        assert isinstance(made[-1], Reject)
 
 
 # Documents
@@ -435,6 +493,25 @@ def test_damaged_parquet_keeps_what_was_read(tmp_path):
         assert only.reason == "unreadable file"
 
 
+def test_parquet_rows_that_are_large_are_taken_a_few_at_a_time(tmp_path, monkeypatch):
+    rows = [row("x" * 100 + str(n)) for n in range(20)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    expected = read(tmp_path / "a.parquet")
+    taken = []
+    real = records._batch_rows
+
+    def batch_rows(path, first, batch):
+        taken.append(batch.num_rows)
+        return real(path, first, batch)
+
+    monkeypatch.setattr(records, "_batch_rows", batch_rows)
+    monkeypatch.setattr(records, "_BATCH_BYTES", 500)
+    assert read(tmp_path / "a.parquet") == expected
+    assert sum(taken) == 20
+    assert max(taken) < 6
+    assert all(100 < raw.bytes < 200 for raw in records.raw_rows(tmp_path / "a.parquet"))
+
+
 def test_parquet_text_that_is_no_utf8(tmp_path):
     prompts = pa.array([b"one", b"\xff", b"three"]).view(pa.string())
     table = pa.table({"prompt": prompts, "completion": ["1", "2", "3"]})
@@ -498,7 +575,8 @@ def test_jsonl_is_read_lazily(file):
         assert told([next(reader)]) == TEXTS[:1]
         more.write(LINES[1] + b"\n")
         more.flush()
-        assert told(reader) == TEXTS[1:2]
+        text, reject = told(reader)
+        assert (text, reject[1]) == (TEXTS[1], "file changed while it was read")
 
 
 KEYS = """

@@ -33,6 +33,8 @@ BOUNDARY = ("cut", "whole")
 
 # Conversations that are tokenized in one call: enough to keep the tokenizer's threads busy.
 BATCH = 1000
+# Characters of one text. A tokenizer takes some 180 bytes for each of them.
+MAX_TEXT = 1 << 24
 # Shapes of conversations that are remembered.
 SHAPES = 1000
 
@@ -228,6 +230,11 @@ class Encoder:
         )
         if not any(segment.target for segment in rendered.segments):
             raise RowError("nothing to train on")
+        if not isinstance(self.template, Template):  # those write nothing but what was checked
+            try:
+                rendered.text.encode()
+            except UnicodeEncodeError:
+                raise RowError("invalid Unicode", "the template writes a lone surrogate") from None
         return rendered
 
     # -- text to tokens ------------------------------------------------------------------------
@@ -249,10 +256,12 @@ class Encoder:
             if known is not None:
                 texts = known.fill(conversation.messages)
                 if texts is not None:
+                    _check_size(texts)
                     turns.texts += texts
                     turns.layouts.append(known.layout)
                     return known.warnings
         rendered = self.render(conversation)
+        _check_size([segment.text for segment in rendered.segments])
         self._turn(self._cut(rendered.segments), turns)
         if shape is not None and shape not in self._known and len(self._known) < SHAPES:
             self._known[shape] = self._know(shape, conversation, rendered)
@@ -631,6 +640,15 @@ def _layout(
         has_text.append(text)
     weights = [1.0] * len(roles)
     return _Layout(continues, roles, has_text, weights)
+
+
+def _check_size(texts: Sequence[str]) -> None:
+    """Raise RowError for a text that is too long for any tokenizer's memory."""
+    longest = max(map(len, texts), default=0)
+    if longest > MAX_TEXT:
+        raise RowError(
+            "too large", f"a text of {longest:,} characters, and no more than {MAX_TEXT:,} go"
+        )
 
 
 def _offsets(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:

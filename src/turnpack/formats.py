@@ -298,6 +298,8 @@ def _call(call: Any, where: str) -> dict[str, Any]:
         raise RowError("wrong type", f"{where}: name is {kind(name)}, not a string")
     if isinstance(arguments, str):
         arguments = _decoded(arguments, f"{where}: arguments")
+    elif isinstance(arguments, Mapping):
+        _check_json(arguments, f"{where}: arguments")
     if not isinstance(arguments, Mapping):
         raise RowError("wrong type", f"{where}: arguments is {kind(arguments)}, not an object")
     made = {"type": "function", "function": {"name": name, "arguments": arguments}}
@@ -308,6 +310,8 @@ def _tools(fields: _Object) -> list[_Object] | None:
     tools = _one_of(fields, ("tools", "functions"), "the row's ")
     if isinstance(tools, str):
         tools = _decoded(tools, "tools") if tools.strip() else None
+    elif is_list(tools):
+        _check_json(tools, "tools")
     if tools is None:
         return None
     if not is_list(tools):
@@ -318,7 +322,12 @@ def _tools(fields: _Object) -> list[_Object] | None:
 def _tool(tool: Any, number: int) -> _Object:
     if not isinstance(tool, Mapping):
         raise RowError("wrong type", f"tool {number} is {kind(tool)}, not an object")
-    if tool.get("function") is not None:
+    function = tool.get("function")
+    if function is not None:
+        if not isinstance(function, Mapping):
+            raise RowError(
+                "wrong type", f"tool {number}: function is {kind(function)}, not an object"
+            )
         return tool
     if tool.get("name") is None:
         raise RowError("missing field", f"tool {number} has no 'function' and no 'name'")
@@ -332,6 +341,14 @@ def _one_of(item: _Object, names: tuple[str, str], where: str) -> Any:
     if first is not None and second is not None and first != second:
         raise RowError("ambiguous fields", f"{where}{names[0]} and {names[1]} differ")
     return second if first is None else first
+
+
+def _check_json(value: Any, where: str) -> None:
+    """Raise RowError for what a table may hold and JSON cannot: NaN, bytes, times."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise RowError("wrong type", f"{where}: {error}") from None
 
 
 _LONG_NUMBER = re.compile(r"\d{19}")

@@ -226,6 +226,8 @@ _SAFE_FILTERS = frozenset(
         "upper",
     )
 )
+# Those of them that do not go through a list.
+_AT_ONCE = frozenset(("attr", "count", "d", "default", "first", "last", "length"))
 _NUMBERS_IN_FORMAT = re.compile(r"\d{5,}|\*")
 
 
@@ -238,8 +240,10 @@ class _Tracing(_Plain):
         super().__init__(finalize=_written)
         self.concat = join  # type: ignore[method-assign]
         for name, function in self.filters.items():
-            wrap = _counted_filter if name in _SAFE_FILTERS else _guarded_filter
-            self.filters[name] = wrap(function)
+            if name in _SAFE_FILTERS:
+                self.filters[name] = _counted_filter(function, name not in _AT_ONCE)
+            else:
+                self.filters[name] = _guarded_filter(function)
         self.filters.update(
             tojson=_traced_json, join=_join_filter, string=_as_text, safe=_safe, replace=_replace
         )
@@ -304,7 +308,7 @@ class _Tracing(_Plain):
         """See SandboxedEnvironment."""
         owner = getattr(__callable, "__self__", None)
         if not isinstance(owner, (str, bytes, int)):
-            current_trace().spend(1)
+            current_trace().spend(1 + _work(args))
             return super().call(__context, __callable, *args, **kwargs)
         current_trace().spend(1 + (_length(owner) >> 10 if isinstance(owner, str) else 0))
         _check_numbers(args)
@@ -368,6 +372,12 @@ def _unmodelled(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> 
     return result
 
 
+def _work(args: tuple[Any, ...]) -> int:
+    """Steps for going through long lists, of which a filter or a function may make one."""
+    lists = (list, tuple, dict, range)
+    return sum(len(argument) for argument in args if isinstance(argument, lists)) >> 6
+
+
 def _check_numbers(args: tuple[Any, ...]) -> None:
     for argument in args:
         if type(argument) is int and abs(argument) > _MAX_WIDTH:
@@ -407,7 +417,8 @@ def _guarded_filter(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         _check_numbers((*args, *kwargs.values()))
-        current_trace().spend(1 + (_characters([a for a in args if isinstance(a, str)]) >> 10))
+        texts = [argument for argument in args if isinstance(argument, str)]
+        current_trace().spend(1 + (_characters(texts) >> 10) + _work(args))
         sources = traced_in([args, kwargs])
         if not sources:
             result = function(*args, **kwargs)
@@ -428,13 +439,13 @@ def _guarded_filter(function: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def _counted_filter(function: Callable[..., Any]) -> Callable[..., Any]:
+def _counted_filter(function: Callable[..., Any], goes_through: bool) -> Callable[..., Any]:
     """A filter that hands on what it finds; one that is told how by a text is not followed."""
 
     @functools.wraps(function)
     def counted(*args: Any, **kwargs: Any) -> Any:
         texts = [argument for argument in args if isinstance(argument, str)]
-        current_trace().spend(1 + (_characters(texts) >> 10))
+        current_trace().spend(1 + (_characters(texts) >> 10) + goes_through * _work(args))
         if len(texts) > 1 and any(type(text) is Traced for text in texts[1:]):
             current_trace().opaque = True
         return function(*args, **kwargs)
@@ -531,7 +542,8 @@ def _join_filter(
 
 def _is_in(value: Any, container: Any) -> bool:
     """The operator `in`; a text that holds another is asked even if it is the template's."""
-    current_trace().spend(1 + (_length(container) >> 10 if isinstance(container, str) else 0))
+    texts = _length(container) >> 10 if isinstance(container, str) else 0
+    current_trace().spend(1 + texts + _work((container,)))
     if type(value) is Traced and isinstance(container, str) and type(container) is not Traced:
         return bool(value._ask("__in__", (container,), str.__contains__(container, value)))
     return value in container

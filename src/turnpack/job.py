@@ -207,10 +207,9 @@ class Job:
                 rows, size = [], 0
                 for row in islice(behind, CHUNK):
                     rows.append(row)
-                    if isinstance(row.content, bytes):
-                        size += len(row.content)
-                        if size > CHUNK_BYTES:
-                            break
+                    size += len(row.content) if isinstance(row.content, bytes) else row.bytes
+                    if size > CHUNK_BYTES:
+                        break
                 add(self.tally.seconds, {"read": thread_time() - begun})
                 if not rows:
                     break

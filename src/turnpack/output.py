@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -151,13 +152,18 @@ def json_line(value: Any) -> bytes:
     return dumps(value) + b"\n"
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def dumps(value: Any, indent: int | None = None) -> bytes:
     """JSON of any value, as far as that goes."""
     option = orjson.OPT_NON_STR_KEYS | (orjson.OPT_INDENT_2 if indent else 0)
     try:
         return orjson.dumps(value, default=repr, option=option)
     except TypeError:  # a lone surrogate, as in a file's name, or an integer past 64 bits
-        return json.dumps(value, default=repr, skipkeys=True, indent=indent).encode()
+        text = json.dumps(value, default=repr, skipkeys=True, indent=indent, ensure_ascii=False)
+        # Spelled out with a backslash of its own: strict readers refuse a surrogate's escape.
+        return _SURROGATE.sub(lambda found: f"\\\\u{ord(found[0]):04x}", text).encode()
 
 
 def _refuse_strangers(target: Path) -> None:

@@ -245,7 +245,7 @@ def _prepare(
             write_json(folder / RUN, {**report.about_the_run(), "identity": identity})
     except _AlreadyThere:
         pass
-    except StaleError as error:
+    except (StaleError, tokenizers.TokenizerError) as error:
         raise OptionError(str(error)) from None
     return report
 

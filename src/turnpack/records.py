@@ -6,6 +6,7 @@ formats.py's; a row is never changed here, and nothing but a blank line of JSONL
 
 from __future__ import annotations
 
+import codecs
 import errno
 import gzip
 import io
@@ -17,6 +18,7 @@ import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from reprlib import repr as short
 from typing import Any, NamedTuple, cast
 
 import orjson
@@ -40,19 +42,24 @@ __all__ = [
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
-MAX_LINE = 256 << 20  # bytes of one JSONL line
-MAX_DOCUMENT = 4 << 30  # bytes of one .json file, which is held in memory as a whole
+MAX_LINE = 256 << 20  # bytes of one JSONL line, or of one row of a .json file
+WHOLE = 16 << 20  # bytes of a .json file that is parsed as a whole; a larger one row by row
 UNREADABLE = "unreadable file"  # the reason of a reject that ends a file
 _CHUNK = 1 << 20
 _BATCH = 256  # Parquet rows that are Python objects at the same time
+_BATCH_BYTES = 16 << 20  # and bytes, about
 _BOM = b"\xef\xbb\xbf"
 
 
 class RawRow(NamedTuple):
-    """A row as found: bytes of JSON, a decoded value, or the Reject of what cannot be read."""
+    """A row as found: bytes of JSON, a decoded value, or the Reject of what cannot be read.
+
+    `bytes`: of a row of a table, about how many it has.
+    """
 
     source: Source
     content: Any
+    bytes: int = 0
 
 
 class Slice(NamedTuple):
@@ -88,17 +95,20 @@ def raw_rows(
     if isinstance(files, (str, os.PathLike)):
         files = [files]
     readers = [_rows_of(file) for file in files]
-    return (row for rows in readers for row in rows())
+    return (row for path, rows in readers for row in _unchanged(path, rows))
 
 
-def _rows_of(file: str | os.PathLike[str] | Slice) -> Callable[[], Iterator[RawRow]]:
+def _rows_of(
+    file: str | os.PathLike[str] | Slice,
+) -> tuple[str, Callable[[], Iterator[RawRow]]]:
+    """The path, and what reads the rows of a file or of a slice of it."""
     if not isinstance(file, Slice):
         path = os.fspath(file)
-        return partial(_reader(path), path)
+        return path, partial(_reader(path), path)
     path, start, stop, first = file
     if _reader(path) is _parquet_rows:
-        return partial(_parquet_rows, path, range(start, stop), first)
-    return partial(_range_rows, file)
+        return path, partial(_parquet_rows, path, range(start, stop), first)
+    return path, partial(_range_rows, file)
 
 
 class _Range(io.RawIOBase):
@@ -124,7 +134,7 @@ class _Range(io.RawIOBase):
 
 def parse(raw: RawRow, format: str | None = None) -> Conversation | Reject:
     """Turn a RawRow into the Conversation it holds, or into the Reject that says why not."""
-    source, row = raw
+    source, row, _ = raw
     if isinstance(row, Reject):
         return row
     try:
@@ -138,6 +148,8 @@ def parse(raw: RawRow, format: str | None = None) -> Conversation | Reject:
 
 
 def _reader(path: str) -> Callable[[str], Iterator[RawRow]]:
+    if "\0" in path:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
@@ -160,7 +172,33 @@ def _reader(path: str) -> Callable[[str], Iterator[RawRow]]:
     )
 
 
+def _unchanged(path: str, rows: Callable[[], Iterator[RawRow]]) -> Iterator[RawRow]:
+    """The rows of a file, and a Reject behind them if it was written meanwhile.
+
+    Rows may then be lost or halved, and nobody would know. Another file in its place is no harm:
+    the one that was opened is read to its end.
+    """
+    before = _state(path)
+    yield from rows()
+    after = _state(path)
+    if before and after and before != after and before[0] == after[0]:
+        source = Source(path)
+        detail = f"it had {before[1]:,} bytes when it was opened and has {after[1]:,} now"
+        yield RawRow(source, Reject(source, "file changed while it was read", detail, None))
+
+
+def _state(path: str) -> tuple[int, int, int] | None:
+    """Which file it is, its size and when it was written; None if it is gone."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 _UNREADABLE = (OSError, EOFError, zlib.error, pa.ArrowException)
+# What Python has no value for: a time behind the year 9999, text that is no UTF-8.
+_NO_VALUE = (ArithmeticError, NotImplementedError, ValueError)
 
 
 def _open(path: str) -> io.BufferedIOBase:
@@ -221,28 +259,53 @@ def _line_rows(path: str, stream: io.BufferedIOBase, first: int = 1) -> Iterator
 
 
 def _json_rows(path: str) -> Iterator[RawRow]:
-    buffer, failure = io.BytesIO(), None
-    try:
-        with _open(path) as stream:
-            # read1, because read would lose what it had decoded before an error.
-            while buffer.tell() <= MAX_DOCUMENT and (chunk := stream.read1()):
-                buffer.write(chunk)
-    except _UNREADABLE as error:
-        failure = error
-    data = buffer.getvalue().removeprefix(_BOM)
-    del buffer
-    whole = Source(path)
-    if len(data) > MAX_DOCUMENT:
-        detail = f"the file has more than {MAX_DOCUMENT:,} bytes; .jsonl has no such limit"
-        yield RawRow(whole, Reject(whole, "too large", detail, excerpt(data)))
-    elif failure is None:
+    data, failure = _start(path, WHOLE)
+    whole = len(data) <= WHOLE
+    if not whole and not _is_list(data) and not _is_jsonl(data):  # then it is a single row
+        data, failure = _start(path, MAX_LINE)
+        whole = len(data) <= MAX_LINE
+    data = data.removeprefix(_BOM)
+    source = Source(path)
+    if whole and failure is None:
         yield from _document_rows(path, data)
     elif _is_list(data):
-        yield from _element_rows(path, data, failure)
-    else:
+        yield from _element_rows(path, _Elements([data], failure) if whole else _elements(path))
+    elif whole:
         if _is_jsonl(data):
             yield from _line_rows(path, io.BytesIO(data[: data.rfind(b"\n") + 1]))
-        yield _unreadable(whole, failure)
+        yield _unreadable(source, cast(Exception, failure))
+    elif _is_jsonl(data):
+        yield from _jsonl_rows(path)
+    else:
+        detail = f"the file is one row of more than {MAX_LINE:,} bytes"
+        yield RawRow(source, Reject(source, "too large", detail, excerpt(data)))
+
+
+def _start(path: str, size: int) -> tuple[bytes, Exception | None]:
+    """The first bytes of a file, at least one more than `size` if it has so many.
+
+    And what stopped it, if something did.
+    """
+    buffer = io.BytesIO()
+    try:
+        for chunk in _chunks(path):
+            buffer.write(chunk)
+            if buffer.tell() > size:
+                break
+    except _UNREADABLE as error:
+        return buffer.getvalue(), error
+    return buffer.getvalue(), None
+
+
+def _chunks(path: str) -> Iterator[bytes]:
+    with _open(path) as stream:
+        # read1, because read would lose what it had decoded before an error.
+        while chunk := stream.read1():
+            yield chunk
+
+
+def _elements(path: str) -> _Elements:
+    return _Elements(_chunks(path))
 
 
 def _document_rows(path: str, data: bytes) -> Iterator[RawRow]:
@@ -250,7 +313,7 @@ def _document_rows(path: str, data: bytes) -> Iterator[RawRow]:
         value = orjson.loads(data)
     except orjson.JSONDecodeError:
         if _is_list(data):
-            yield from _element_rows(path, data)
+            yield from _element_rows(path, _Elements([data]))
         elif _is_jsonl(data):
             yield from _line_rows(path, io.BytesIO(data))
         else:
@@ -280,45 +343,135 @@ def _is_jsonl(data: bytes) -> bool:
 
 
 _BLANK = re.compile(r"[ \t\r\n]*")
+_LONGEST_TOKEN = 16  # characters: a number's exponent, "-Infinity", a pair of escapes
 # Finds where an element ends and no more: what it lets pass (NaN, say) is for parse to refuse.
 _SCANNER = json.JSONDecoder(parse_int=str, parse_float=str, strict=False)
 
 
-def _element_rows(path: str, data: bytes, failure: Exception | None = None) -> Iterator[RawRow]:
+def _element_rows(path: str, elements: _Elements) -> Iterator[RawRow]:
     """Rows of a list that is no JSON as a whole, up to the place where no element can be found."""
-    text = data.decode("utf-8", "surrogateescape")
-    at = text.index("[") + 1
+    elements.character()
+    elements.skip(1)  # the bracket
     for index in itertools.count():
         source = Source(path, index=index)
         try:
-            at = _skip_blank(text, at)
-            if index > 0 and not text.startswith("]", at):
-                if not text.startswith(",", at):
-                    raise json.JSONDecodeError("expected ',' or ']'", text, at)
-                at = _skip_blank(text, at + 1)
-            if text.startswith("]", at):
-                at = _skip_blank(text, at + 1)
-                if at == len(text) and failure is None:
+            found = elements.character()
+            if index > 0 and found != "]":
+                if found != ",":
+                    raise elements.error("expected ',' or ']'")
+                elements.skip(1)
+                found = elements.character()
+            if found == "]":
+                elements.skip(1)
+                if not elements.character() and elements.failure is None:
                     return
-                raise json.JSONDecodeError("unexpected content after the list", text, at)
-            end = _SCANNER.raw_decode(text, at)[1]
-        except (json.JSONDecodeError, RecursionError) as error:
-            if failure is not None:
-                yield _unreadable(source, failure)
+                raise elements.error("unexpected content after the list")
+            row = elements.take()
+        except (json.JSONDecodeError, RecursionError, OverflowError) as error:
+            if elements.failure is not None:
+                yield _unreadable(source, elements.failure)
                 return
             if isinstance(error, RecursionError):
-                reason, detail = "nested too deeply", f"at character {at}"
+                reason, detail = "nested too deeply", f"at character {elements.place}"
+            elif isinstance(error, OverflowError):
+                reason, detail = "too large", str(error)
             else:
                 reason, detail = "invalid JSON", f"{error.msg} at character {error.pos}"
-            rest = excerpt(text[at:].encode("utf-8", "surrogateescape"))
+            rest = excerpt(elements.rest())
             yield RawRow(source, Reject(source, reason, f"{detail}; the rest is not read", rest))
             return
-        yield RawRow(source, text[at:end].encode("utf-8", "surrogateescape"))
-        at = end
+        if len(row) > MAX_LINE:
+            detail = f"the element has more than {MAX_LINE:,} bytes"
+            yield RawRow(source, Reject(source, "too large", detail, excerpt(row)))
+        else:
+            yield RawRow(source, row)
 
 
-def _skip_blank(text: str, at: int) -> int:
-    return cast(re.Match[str], _BLANK.match(text, at)).end()
+class _Elements:
+    """The elements of a list, in a text that comes in chunks and is not held as a whole.
+
+    `place`: where it stands, in characters of all the text. `failure`: why there is no more.
+    """
+
+    def __init__(self, chunks: Iterable[bytes], failure: Exception | None = None) -> None:
+        self.failure = failure
+        self._chunks = iter(chunks)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._text = ""
+        self._at = self._passed = 0
+        self._is_all = False
+        self._begun = False
+
+    @property
+    def place(self) -> int:
+        return self._passed + self._at
+
+    def rest(self) -> bytes:
+        """What there is of the text from here."""
+        return _bytes(self._text[self._at :])
+
+    def error(self, message: str) -> json.JSONDecodeError:
+        """Say that something is wrong here."""
+        error = json.JSONDecodeError(message, "", 0)
+        error.pos = self.place
+        return error
+
+    def skip(self, characters: int) -> None:
+        self._at += characters
+
+    def character(self) -> str:
+        """Return the next character that is not blank, "" at the end."""
+        while True:
+            self._at = cast(re.Match[str], _BLANK.match(self._text, self._at)).end()
+            if self._at < len(self._text) or not self._more():
+                return self._text[self._at : self._at + 1]
+
+    def take(self) -> bytes:
+        """Return the element that begins here, and go behind it.
+
+        Raises JSONDecodeError where none does, OverflowError where it does not end.
+        """
+        while True:
+            try:
+                end = _SCANNER.raw_decode(self._text, self._at)[1]
+                if len(self._text) - end > _LONGEST_TOKEN or not self._more():
+                    break  # nearer to the end, a number might go on
+            except json.JSONDecodeError as error:
+                # Only what is wrong at the end of what we have can be right with more of it.
+                behind = self._text[error.pos :]
+                cut = error.msg.startswith("Unterminated") or len(behind) < _LONGEST_TOKEN
+                if len(self._text) - self._at > MAX_LINE:
+                    raise OverflowError(
+                        f"the element has more than {MAX_LINE:,} characters"
+                    ) from None
+                if not cut or not self._more():
+                    error.pos += self._passed
+                    raise
+        row = _bytes(self._text[self._at : end])
+        self._at = end
+        return row
+
+    def _more(self) -> bool:
+        """Read on, as much again as there is; what is behind us is dropped."""
+        rest = self._text[self._at :]
+        parts, size = [rest], 0
+        while not self._is_all and size <= len(rest):
+            try:
+                chunk = next(self._chunks, None)
+            except _UNREADABLE as error:
+                self.failure, chunk = error, None
+            self._is_all = chunk is None
+            if chunk is not None and not self._begun:
+                chunk, self._begun = chunk.removeprefix(_BOM), True
+            parts.append(self._decoder.decode(chunk or b"", self._is_all))
+            size += len(parts[-1])
+        if size:
+            self._passed, self._at, self._text = self.place, 0, "".join(parts)
+        return size > 0
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _parquet_rows(
@@ -329,22 +482,30 @@ def _parquet_rows(
             # One row group at a time: a batch over two would be lost with the second.
             for group in range(file.num_row_groups) if groups is None else groups:
                 for batch in file.iter_batches(_BATCH, row_groups=[group]):
-                    for row in _batch_rows(path, index, batch):
-                        yield row
-                        index += 1
+                    size = batch.nbytes // max(1, batch.num_rows)
+                    step = min(_BATCH, _BATCH_BYTES // max(1, size) + 1)
+                    for start in range(0, batch.num_rows, step):
+                        for row in _batch_rows(path, index, batch.slice(start, step)):
+                            yield row._replace(bytes=size)
+                            index += 1
     except (*_UNREADABLE, ValueError) as error:
         yield _unreadable(Source(path, index=index), error)
 
 
 def _batch_rows(path: str, first: int, batch: pa.RecordBatch) -> Iterator[RawRow]:
     rows: Iterable[Any]
+    names = batch.schema.names
+    twice = [name for name in names if names.count(name) > 1]
     try:
-        rows = batch.to_pylist()
-    except ValueError:  # one bad value; the other rows are good
+        if twice:
+            rows = [ValueError(f"two columns are called {short(twice[0])}")] * batch.num_rows
+        else:
+            rows = batch.to_pylist()
+    except _NO_VALUE:  # one bad value; the other rows are good
         rows = (_row_or_error(batch.slice(place, 1)) for place in range(batch.num_rows))
     for index, row in enumerate(rows, first):
         source = Source(path, index=index)
-        if isinstance(row, ValueError):
+        if isinstance(row, Exception):
             utf8 = isinstance(row, UnicodeDecodeError)
             reason = "invalid UTF-8" if utf8 else "unsupported content"
             row = Reject(source, reason, str(row), None)
@@ -354,5 +515,5 @@ def _batch_rows(path: str, first: int, batch: pa.RecordBatch) -> Iterator[RawRow
 def _row_or_error(batch: pa.RecordBatch) -> Any:
     try:
         return batch.to_pylist()[0]
-    except ValueError as error:
+    except _NO_VALUE as error:
         return error

@@ -98,6 +98,8 @@ def find_template(template: TemplateProtocol | str, backend: Backend) -> Templat
         return ChatTemplate.from_tokenizer(backend)
     if template.endswith(".jinja"):
         try:
+            if Path(template).exists() and not Path(template).is_file():
+                raise ValueError("not a file")  # a pipe would be waited for
             source = Path(template).read_text(encoding="utf-8")
             return ChatTemplate.for_backend(source, backend, name=Path(template).stem)
         except ValueError as error:

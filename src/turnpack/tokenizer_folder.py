@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 # What belongs to a tokenizer's folder; `save` copies these and nothing else.
@@ -23,6 +24,8 @@ _FILES = (
     "chat_template.json",
     "generation_config.json",
 )
+# More than any vocabulary has. Libraries reserve memory for all ids up to the largest.
+MAX_IDS = 1 << 24
 _MORE_TEMPLATES = "additional_chat_templates"
 
 # One chat template, or several by name ("default", "tool_use").
@@ -50,14 +53,17 @@ def read_beside(file: Path) -> Beside:
     config = _read_json(file.with_name("tokenizer_config.json"))
     named = {**_read_json(file.with_name("special_tokens_map.json")), **config}
     spelled = {key: spelling(token) for key, token in named.items() if key.endswith("_token")}
-    added = {
-        text: (token_id, True)
-        for text, token_id in _read_json(file.with_name("added_tokens.json")).items()
-    }
-    for token_id, token in config.get("added_tokens_decoder", {}).items():
+    path = file.with_name("added_tokens.json")
+    added = {text: (_token_id(token_id, path), True) for text, token_id in _read_json(path).items()}
+    path = file.with_name("tokenizer_config.json")
+    decoder = config.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict):
+        raise ValueError(f"{path}: added_tokens_decoder is no object")
+    for token_id, token in decoder.items():
         text = spelling(token)
         if text is not None:
-            added[text] = int(token_id), bool(isinstance(token, dict) and token.get("special"))
+            special = bool(isinstance(token, dict) and token.get("special"))
+            added[text] = _token_id(token_id, path), special
     stops = _read_json(file.with_name("generation_config.json")).get("eos_token_id")
     return Beside(
         special={key: text for key, text in spelled.items() if text is not None},
@@ -73,11 +79,11 @@ def _chat_template(file: Path, config: Mapping[str, Any]) -> Templates | None:
     own = file.with_name("chat_template.jinja")
     found = {}
     if own.is_file():
-        found["default"] = own.read_text(encoding="utf-8")
+        found["default"] = _read_text(own)
     folder = file.with_name(_MORE_TEMPLATES)
     if folder.is_dir():
         more = sorted(folder.glob("*.jinja"))
-        found |= {path.stem: path.read_text(encoding="utf-8") for path in more}
+        found |= {path.stem: _read_text(path) for path in more if path.is_file()}
     if not found:
         known = config.get("chat_template")
         if known is None:
@@ -89,8 +95,13 @@ def _chat_template(file: Path, config: Mapping[str, Any]) -> Templates | None:
 def named_templates(known: Any) -> Templates | None:
     """Chat templates as tokenizer_config.json has them: a text, or a list of names and texts."""
     if isinstance(known, list):
-        known = {entry["name"]: entry["template"] for entry in known if isinstance(entry, dict)}
-    return known if isinstance(known, (str, dict)) and known else None
+        known = {
+            entry.get("name"): entry.get("template") for entry in known if isinstance(entry, dict)
+        }
+    if isinstance(known, dict):
+        texts = {name: text for name, text in known.items() if isinstance(text, str)}
+        return texts or None
+    return known if isinstance(known, str) and known else None
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
@@ -98,9 +109,23 @@ def _read_json(path: Path) -> Mapping[str, Any]:
         return {}
     try:
         value = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     return value if isinstance(value, dict) else {}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _token_id(value: Any, path: Path) -> int:
+    """An id of an added token; those of `added_tokens_decoder` are keys, so strings."""
+    if isinstance(value, (int, str)) and str(value).isdecimal() and int(value) < MAX_IDS:
+        return int(value)
+    raise ValueError(f"{path}: {short(value)} is no token's id")
 
 
 def spelling(token: Any) -> str | None:

@@ -16,17 +16,19 @@ import json
 import os
 import secrets
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from . import kernels
 from .fast_tokenizer import BACKENDS, Accelerated, Gigatoken, probes
-from .tokenizer_folder import Beside, named_templates, read_beside, save_files
+from .tokenizer_folder import MAX_IDS, Beside, named_templates, read_beside, save_files
 
 Ids = npt.NDArray[np.int32]
 Offsets = npt.NDArray[np.int64]
@@ -34,6 +36,10 @@ Extents = npt.NDArray[np.int64]
 
 # Pieces of the vocabulary that are tried before gigatoken is used.
 PIECES = 1000
+
+
+class TokenizerError(ValueError):
+    """A tokenizer's own library cannot work with it."""
 
 
 @runtime_checkable
@@ -200,6 +206,7 @@ class HuggingFace(Accelerated):
         """
         tokenizers = _import("tokenizers")
         try:
+            _check_ids(text)
             self._own = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{name} is not a tokenizer.json: {error}") from None
@@ -221,7 +228,8 @@ class HuggingFace(Accelerated):
         self.reads_in_text = tuple(self._control)
         self.chat_template, self.special_tokens = beside.chat_template, beside.special
         self.stop_tokens = _named(beside.stop_ids, self._control)
-        self.prefix_ids = self._prefix(beside.adds_bos)
+        with _library_errors(name):
+            self.prefix_ids = self._prefix(beside.adds_bos)
         vocab = spec["model"]["vocab"]
         pieces = vocab if isinstance(vocab, dict) else {piece for piece, _ in vocab}
         for token in added:
@@ -231,7 +239,9 @@ class HuggingFace(Accelerated):
                     "name, which is a character of the vocabulary too",
                     stacklevel=4,
                 )
-        self._make_twins(spec)
+        _warn_of_other_ids(name, text, self._control)
+        with _library_errors(name):
+            self._make_twins(spec)
 
     def _make_twins(self, spec: dict[str, Any]) -> None:
         make = _import("tokenizers").Tokenizer.from_str
@@ -305,6 +315,12 @@ class HuggingFace(Accelerated):
         return ids, offsets, extents
 
     def _encode(self, texts: Sequence[str], continues: Sequence[bool], fast: bool) -> list[Any]:
+        with _library_errors(self.name):
+            return self._encode_by_twins(texts, continues, fast)
+
+    def _encode_by_twins(
+        self, texts: Sequence[str], continues: Sequence[bool], fast: bool
+    ) -> list[Any]:
         if self._continuing is self._fresh:
             return _run(self._fresh, texts, fast)
         groups: tuple[list[str], list[str]] = ([], [])
@@ -334,6 +350,48 @@ class HuggingFace(Accelerated):
         """Write the tokenizer so that `load(directory)` gives the same one."""
         content = self._text.encode("utf-8")
         save_files(directory, "tokenizer.json", content, self._files, self.bos, self.eos)
+
+
+@contextmanager
+def _library_errors(name: str) -> Iterator[None]:
+    """Make the library's bare Exception, of a tokenizer that it cannot work with, a ValueError."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise TokenizerError(f"tokenizer {name} does not work: {error}") from None
+
+
+def _check_ids(text: str) -> None:
+    """Raise ValueError where a tokenizer.json has ids for which nobody has the memory."""
+    try:
+        spec = orjson.loads(text)
+        vocab, added = spec["model"]["vocab"], spec.get("added_tokens") or []
+        ids = vocab.values() if isinstance(vocab, dict) else ()
+        largest = max([*ids, *(token["id"] for token in added)], default=0)
+        enormous = largest >= MAX_IDS
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return  # the library says what is wrong
+    if enormous:
+        raise ValueError(f"it has the id {largest}, and no vocabulary has {MAX_IDS:,} ids")
+
+
+def _warn_of_other_ids(name: str, text: str, given: Mapping[str, int]) -> None:
+    """Warn where the library numbers an added token otherwise than the file does."""
+    other = [
+        (token["content"], token["id"], given[token["content"]])
+        for token in orjson.loads(text).get("added_tokens") or []
+        if given.get(token["content"], token["id"]) != token["id"]
+    ]
+    if other:
+        content, written, taken = other[0]
+        more = f", and so {len(other) - 1} more" if len(other) > 1 else ""
+        warnings.warn(
+            f"{name}: {content!r} has the id {written} in the file, but the tokenizer's library "
+            f"numbers added tokens itself and gives it {taken}{more}",
+            stacklevel=4,
+        )
 
 
 def _run(tokenizer: Any, texts: Sequence[str], fast: bool) -> list[Any]:
