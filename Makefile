@@ -6,7 +6,10 @@ SAMPLE := $(wildcard examples/sample/*.json examples/sample/*.jsonl)
 BUILT_FROM := pyproject.toml setup.py build_cuda.py constraints.txt src/turnpack/_ingest.pyx \
 	src/turnpack/torch/_cells.pyx $(wildcard csrc/*)
 
-.PHONY: demo test test-slow soak sanitize lint bench bench-large bench-peers format clean
+# For each target of `make fuzz`.
+FUZZ_SECONDS ?= 60
+
+.PHONY: demo test test-slow soak sanitize fuzz lint bench bench-large bench-peers format clean
 
 demo: .venv/demo
 	@rm -rf demo-output
@@ -35,13 +38,20 @@ sanitize: .venv/test
 		$(BIN)/pytest -k "emulated or cuda" tests/test_cuda.py tests/test_pack.py \
 		tests/test_unpack.py tests/test_concat.py tests/test_mask_markers.py
 
+# The core without Python under ASan and UBSan: FUZZ_SECONDS of inputs that nobody thought of, for
+# each kernel. With FUZZ_RUNS so many of them instead, counted in benchmarks/results/fuzz.json.
+fuzz:
+	$(PYTHON) tests/fuzz/run.py $(if $(FUZZ_RUNS),--runs $(FUZZ_RUNS) \
+		--results benchmarks/results/fuzz.json,--seconds $(FUZZ_SECONDS))
+
 lint: .venv/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/stubtest --mypy-config-file pyproject.toml turnpack._core turnpack._ingest turnpack.torch._cells \
 		$(if $(wildcard src/turnpack/_cuda.*.so),turnpack._cuda)
-	$(BIN)/clang-format --dry-run -Werror csrc/* tests/*.cpp benchmarks/peers/*.cpp
+	$(BIN)/clang-format --dry-run -Werror csrc/* tests/*.cpp tests/fuzz/*.cpp tests/fuzz/*.h \
+		benchmarks/peers/*.cpp
 
 # The figures of the README's tables; see benchmarks/README.md.
 bench: .venv/bench
@@ -56,7 +66,8 @@ bench-peers: .venv-peers/peers
 format: .venv/lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/* tests/*.cpp benchmarks/peers/*.cpp
+	$(BIN)/clang-format -i csrc/* tests/*.cpp tests/fuzz/*.cpp tests/fuzz/*.h \
+		benchmarks/peers/*.cpp
 
 clean:
 	rm -rf .venv .venv-peers build demo-output example-output *.egg-info src/*.egg-info src/turnpack/*.so \
