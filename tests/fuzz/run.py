@@ -151,7 +151,7 @@ def run(target: str, seconds: int, runs: int, seed: int | None) -> tuple[int, Pa
 
 
 def keep(target: str, found: Path) -> None:
-    """Writes the smallest set of inputs that reach all that the run reached, the short ones."""
+    """Writes some, of all lengths, of the smallest set of inputs that reach what the run reached."""
     merged = BUILD / target / "merged"
     write(merged, [])
     command = [built(target), "-merge=1", merged, found]
@@ -159,7 +159,8 @@ def keep(target: str, found: Path) -> None:
         command, check=True, stderr=subprocess.DEVNULL, env={**os.environ, **ENVIRONMENT}
     )
     inputs = sorted((path.read_bytes() for path in merged.iterdir()), key=lambda each: len(each))
-    lines = sorted({each.hex() for each in inputs[:KEPT] if each} | {"00"})
+    chosen = inputs[:: -(-len(inputs) // KEPT)] if inputs else []
+    lines = sorted({each.hex() for each in chosen if each} | {"00"})
     (CORPUS / f"{target}.txt").write_text("\n".join(lines) + "\n")
 
 
