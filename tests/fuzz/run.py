@@ -151,7 +151,7 @@ def run(target: str, seconds: int, runs: int, seed: int | None) -> tuple[int, Pa
 
 
 def keep(target: str, found: Path) -> None:
-    """Writes some, of all lengths, of the smallest set of inputs that reach what the run reached."""
+    """Writes some of the smallest set of inputs that reach all that the run reached."""
     merged = BUILD / target / "merged"
     write(merged, [])
     command = [built(target), "-merge=1", merged, found]
