@@ -44,6 +44,9 @@ void check_threads(int64_t threads) {
     if (threads < 1) fail("threads is ", threads, ", less than 1");
 }
 
+// A copy of what the core checks and then goes by, which no other thread can write to in between.
+Offsets held(const Offsets& given) { return Offsets(given.size(), given.data()); }
+
 // Offsets with no entry, which are refused later, count as no rows.
 int64_t rows_of(const Offsets& offsets) { return std::max<int64_t>(offsets.size() - 1, 0); }
 
@@ -74,11 +77,14 @@ Array<T> first_of(const py::object& out, const char* name, int64_t size) {
     return py::cast<Array<T>>(array[py::slice(0, size, 1)]);
 }
 
-py::tuple concat(const Array<int32_t>& turn_ids, const Offsets& turn_offsets, const Offsets& roles,
-                 const Offsets& row_offsets, const Array<int32_t>& affixes,
-                 const Offsets& affix_offsets, const Array<uint8_t>& targets,
-                 const Array<uint8_t>& suffix_targets, const Array<int32_t>& bos,
-                 const Array<int32_t>& eos, const py::object& out, int64_t threads) {
+py::tuple concat(const Array<int32_t>& turn_ids, const Offsets& given_turn_offsets,
+                 const Offsets& given_roles, const Offsets& given_row_offsets,
+                 const Array<int32_t>& affixes, const Offsets& affix_offsets,
+                 const Array<uint8_t>& targets, const Array<uint8_t>& suffix_targets,
+                 const Array<int32_t>& bos, const Array<int32_t>& eos, const py::object& out,
+                 int64_t threads) {
+    const Offsets turn_offsets = held(given_turn_offsets), roles = held(given_roles),
+                  row_offsets = held(given_row_offsets);
     check_threads(threads);
     check_offsets("affix_offsets", affix_offsets.data(), affix_offsets.size(), affixes.size());
     check_size("affix_offsets", affix_offsets.size(), 2 * targets.size() + 1);
@@ -99,8 +105,10 @@ py::tuple concat(const Array<int32_t>& turn_ids, const Offsets& turn_offsets, co
     return py::make_tuple(input_ids, loss_mask, offsets);
 }
 
-Array<uint8_t> mask_spans(const Offsets& extents, const Offsets& offsets, const Offsets& spans,
-                          const Offsets& span_offsets, int64_t threads) {
+Array<uint8_t> mask_spans(const Offsets& extents, const Offsets& given_offsets,
+                          const Offsets& spans, const Offsets& given_span_offsets,
+                          int64_t threads) {
+    const Offsets offsets = held(given_offsets), span_offsets = held(given_span_offsets);
     check_threads(threads);
     const int64_t tokens = extents.size() / 2;
     auto loss_mask = aligned<uint8_t>({tokens});
@@ -113,10 +121,11 @@ Array<uint8_t> mask_spans(const Offsets& extents, const Offsets& offsets, const 
     return loss_mask;
 }
 
-Array<uint8_t> mask_markers(const Array<int32_t>& input_ids, const Offsets& offsets,
+Array<uint8_t> mask_markers(const Array<int32_t>& input_ids, const Offsets& given_offsets,
                             const Array<int32_t>& starts, const Offsets& start_offsets,
                             const Array<int32_t>& ends, const Offsets& end_offsets,
                             bool include_end, int64_t threads) {
+    const Offsets offsets = held(given_offsets);
     check_threads(threads);
     check_offsets("start_offsets", start_offsets.data(), start_offsets.size(), starts.size());
     check_offsets("end_offsets", end_offsets.data(), end_offsets.size(), ends.size());
@@ -131,8 +140,9 @@ Array<uint8_t> mask_markers(const Array<int32_t>& input_ids, const Offsets& offs
     return loss_mask;
 }
 
-py::tuple plan(const Offsets& lengths, int64_t capacity, const std::string& strategy, int64_t align,
-               int64_t max_rows, int64_t threads, bool wide) {
+py::tuple plan(const Offsets& given_lengths, int64_t capacity, const std::string& strategy,
+               int64_t align, int64_t max_rows, int64_t threads, bool wide) {
+    const Offsets lengths = held(given_lengths);
     const Strategy rule = strategy == "in_order"    ? Strategy::in_order
                           : strategy == "first_fit" ? Strategy::first_fit
                                                     : Strategy::best_fit;
@@ -173,7 +183,8 @@ class SharedPlanner {
     SharedPlanner(int64_t capacity, int64_t window, int64_t align, int64_t max_rows)
         : planner_(capacity, window, align, max_rows) {}
 
-    py::tuple add(const Offsets& lengths) {
+    py::tuple add(const Offsets& given_lengths) {
+        const Offsets lengths = held(given_lengths);
         return bins_of(locked([&] { return planner_.add(lengths.data(), lengths.size()); }));
     }
 
@@ -240,9 +251,12 @@ py::tuple pack_cells_as(const PackIn& in, int64_t bins, const PackShape& shape,
 }
 
 py::tuple pack(const Array<int32_t>& input_ids, const Array<uint8_t>& loss_mask,
-               const Offsets& offsets, const Weights& loss_weights, const Offsets& rows,
-               const Offsets& bin_offsets, const Offsets& fill, int64_t capacity, int32_t pad_id,
-               bool flat, bool wide, const py::object& out, int64_t threads, int64_t lanes) {
+               const Offsets& given_offsets, const Weights& loss_weights, const Offsets& given_rows,
+               const Offsets& given_bin_offsets, const Offsets& fill, int64_t capacity,
+               int32_t pad_id, bool flat, bool wide, const py::object& out, int64_t threads,
+               int64_t lanes) {
+    const Offsets offsets = held(given_offsets), rows = held(given_rows),
+                  bin_offsets = held(given_bin_offsets);
     check_threads(threads);
     check_size("loss_mask", loss_mask.size(), input_ids.size());
     if (loss_weights) check_size("loss_weights", loss_weights->size(), input_ids.size());
@@ -270,9 +284,11 @@ py::tuple pack(const Array<int32_t>& input_ids, const Array<uint8_t>& loss_mask,
 }
 
 template <class Int>
-py::tuple unpack(const Array<Int>& input_ids, const Array<Int>& labels, const Offsets& rows,
-                 const Offsets& bin_offsets, const Offsets& cu_seqlens, const Weights& loss_weights,
-                 int64_t capacity, int64_t threads) {
+py::tuple unpack(const Array<Int>& input_ids, const Array<Int>& labels, const Offsets& given_rows,
+                 const Offsets& given_bin_offsets, const Offsets& given_cu_seqlens,
+                 const Weights& loss_weights, int64_t capacity, int64_t threads) {
+    const Offsets rows = held(given_rows), bin_offsets = held(given_bin_offsets),
+                  cu_seqlens = held(given_cu_seqlens);
     check_threads(threads);
     check_size("labels", labels.size(), input_ids.size());
     if (loss_weights) check_size("loss_weights", loss_weights->size(), input_ids.size());
