@@ -6,10 +6,11 @@ SAMPLE := $(wildcard examples/sample/*.json examples/sample/*.jsonl)
 BUILT_FROM := pyproject.toml setup.py build_cuda.py constraints.txt src/turnpack/_ingest.pyx \
 	src/turnpack/torch/_cells.pyx $(wildcard csrc/*)
 
+CHECKED := -fsanitize=address,undefined -fno-sanitize-recover=all -O1
 # For each target of `make fuzz`.
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test test-slow soak sanitize fuzz lint bench bench-large bench-peers format clean
+.PHONY: demo test test-slow soak sanitize test-asan test-tsan fuzz lint bench bench-large bench-peers format clean
 
 demo: .venv/demo
 	@rm -rf demo-output
@@ -37,6 +38,26 @@ sanitize: .venv/test
 		LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 		$(BIN)/pytest -k "emulated or cuda" tests/test_cuda.py tests/test_pack.py \
 		tests/test_unpack.py tests/test_concat.py tests/test_mask_markers.py
+
+# The modules that Python calls, built under ASan and UBSan, and the tests of the arrays they take.
+test-asan: .venv/test
+	rm -rf build/asan && mkdir -p build/asan && cp -r src/turnpack build/asan/turnpack
+	find build/asan -name '*.so' -delete
+	CFLAGS="$(CHECKED)" CXXFLAGS="$(CHECKED)" LDFLAGS="$(CHECKED)" TURNPACK_CUDA=0 \
+		$(BIN)/python setup.py -q build_ext --build-lib build/asan --build-temp build/asan/objects
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=build/asan \
+		$(BIN)/pytest -k "not emulated and not soak" tests/test_hostile_arrays.py tests/test_flatten.py \
+		tests/test_pack.py tests/test_unpack.py tests/test_concat.py tests/test_plan.py \
+		tests/test_planner.py tests/test_mask_spans.py tests/test_mask_markers.py
+
+# The core's threads, without Python, under ThreadSanitizer.
+test-tsan:
+	mkdir -p build
+	$(CXX) -std=c++17 -O1 -g -fsanitize=thread -pthread -Icsrc -DTP_ROWS_A_THREAD=16 \
+		tests/threads.cpp $(addprefix csrc/,machine.cpp mask.cpp pack.cpp plan.cpp planner.cpp) \
+		-o build/threads
+	build/threads
 
 # The core without Python under ASan and UBSan: FUZZ_SECONDS of inputs that nobody thought of, for
 # each kernel. With FUZZ_RUNS so many of them instead, counted in benchmarks/results/fuzz.json.

@@ -8,14 +8,15 @@
 
 #include <algorithm>
 #include <limits>
-#include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "errors.h"
 #include "kernels.h"
 #include "machine.h"
+#include "shared_planner.h"
 
 namespace py = pybind11;
 
@@ -168,48 +169,30 @@ py::tuple bins_of(const Closed& closed) {
     return py::make_tuple(array_of(closed.rows), array_of(closed.offsets), array_of(closed.fill));
 }
 
-// A Planner that one thread at a time gets to.
-class SharedPlanner {
-    // Without the GIL, so that the thread that is inside needs not wait for it.
-    template <class Work>
-    auto locked(const Work& work) {
-        return unlocked([&] {
-            const std::lock_guard<std::mutex> alone(mutex_);
-            return work();
-        });
-    }
+// Without the GIL, so that the thread that is inside needs not wait for it.
+py::tuple planner_add(SharedPlanner& planner, const Offsets& given_lengths) {
+    const Offsets lengths = held(given_lengths);
+    const int64_t* from = lengths.data();
+    return bins_of(unlocked([&] { return planner.add(from, lengths.size()); }));
+}
 
-  public:
-    SharedPlanner(int64_t capacity, int64_t window, int64_t align, int64_t max_rows)
-        : planner_(capacity, window, align, max_rows) {}
+py::tuple planner_flush(SharedPlanner& planner) {
+    return bins_of(unlocked([&] { return planner.flush(); }));
+}
 
-    py::tuple add(const Offsets& given_lengths) {
-        const Offsets lengths = held(given_lengths);
-        return bins_of(locked([&] { return planner_.add(lengths.data(), lengths.size()); }));
-    }
+py::tuple planner_state(SharedPlanner& planner) {
+    const Planner::State state = unlocked([&] { return planner.state(); });
+    return py::make_tuple(state.rows, array_of(state.ids), array_of(state.lengths));
+}
 
-    py::tuple flush() {
-        return bins_of(locked([&] { return planner_.flush(); }));
-    }
-
-    py::tuple state() {
-        const Planner::State state = locked([&] { return planner_.state(); });
-        return py::make_tuple(state.rows, array_of(state.ids), array_of(state.lengths));
-    }
-
-    void load(int64_t rows, const Offsets& ids, const Offsets& lengths) {
-        check_size("lengths", lengths.size(), ids.size());
-        locked([&] {
-            planner_.load({rows,
-                           {ids.data(), ids.data() + ids.size()},
-                           {lengths.data(), lengths.data() + lengths.size()}});
-        });
-    }
-
-  private:
-    Planner planner_;
-    std::mutex mutex_;
-};
+void planner_load(SharedPlanner& planner, int64_t rows, const Offsets& ids,
+                  const Offsets& lengths) {
+    check_size("lengths", lengths.size(), ids.size());
+    Planner::State state{rows,
+                         {ids.data(), ids.data() + ids.size()},
+                         {lengths.data(), lengths.data() + lengths.size()}};
+    unlocked([&] { planner.load(std::move(state)); });
+}
 
 // The named array of `out`, or a new one of this shape.
 template <class T>
@@ -347,10 +330,10 @@ PYBIND11_MODULE(_core, m) {
     py::class_<SharedPlanner>(m, "Planner", ordinary)
         .def(py::init<int64_t, int64_t, int64_t, int64_t>(), py::arg("capacity"), py::arg("window"),
              py::arg("align"), py::arg("max_rows"))
-        .def("add", &SharedPlanner::add, py::arg("lengths").noconvert())
-        .def("flush", &SharedPlanner::flush)
-        .def("state", &SharedPlanner::state)
-        .def("load", &SharedPlanner::load, py::arg("rows"), py::arg("ids").noconvert(),
+        .def("add", &planner_add, py::arg("lengths").noconvert())
+        .def("flush", &planner_flush)
+        .def("state", &planner_state)
+        .def("load", &planner_load, py::arg("rows"), py::arg("ids").noconvert(),
              py::arg("lengths").noconvert());
     m.def("pack", &pack, py::arg("input_ids").noconvert(), py::arg("loss_mask").noconvert(),
           py::arg("offsets").noconvert(), py::arg("loss_weights").noconvert(),
