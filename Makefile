@@ -10,7 +10,7 @@ CHECKED := -fsanitize=address,undefined -fno-sanitize-recover=all -O1
 # For each target of `make fuzz`.
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test test-slow soak sanitize test-asan test-tsan fuzz lint bench bench-large bench-peers format clean
+.PHONY: demo test test-slow soak sanitize test-asan test-tsan fuzz mutate lint bench bench-large bench-peers format clean
 
 demo: .venv/demo
 	@rm -rf demo-output
@@ -64,6 +64,10 @@ test-tsan:
 fuzz:
 	$(PYTHON) tests/fuzz/run.py $(if $(FUZZ_RUNS),--runs $(FUZZ_RUNS) \
 		--results benchmarks/results/fuzz.json,--seconds $(FUZZ_SECONDS))
+
+# Plants an error at a time into the index arithmetic, which `make fuzz` must see.
+mutate:
+	$(PYTHON) tests/mutate.py
 
 lint: .venv/lint
 	$(BIN)/ruff check .
