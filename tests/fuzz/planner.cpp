@@ -182,7 +182,12 @@ void run(Input in) {
             planner->load(std::move(state));
         } else {
             Planner::State state = planner->state();
-            if (in.one_in(2)) state.rows = in.any();
+            if (in.one_in(3)) {  // about as many as a window
+                const int64_t size = std::min<int64_t>(window, 16) + in.below(3) - 1;
+                state = {size + in.below(4), Numbers(size), Numbers(size, 1)};
+                std::iota(state.ids.begin(), state.ids.end(), 0);
+            }
+            if (in.one_in(4)) state.rows = in.any();
             in.spoil(state.ids);
             in.spoil(state.lengths);
             const bool loads = wanted.can_load(state);
