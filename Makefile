@@ -6,7 +6,12 @@ SAMPLE := $(wildcard examples/sample/*.json examples/sample/*.jsonl)
 BUILT_FROM := pyproject.toml setup.py build_cuda.py constraints.txt src/turnpack/_ingest.pyx \
 	src/turnpack/torch/_cells.pyx $(wildcard csrc/*)
 
-.PHONY: demo test test-slow soak sanitize lint bench bench-large bench-peers docs wheel format clean
+CHECKED := -fsanitize=address,undefined -fno-sanitize-recover=all -O1
+# For each target of `make fuzz`.
+FUZZ_SECONDS ?= 60
+
+.PHONY: demo test test-slow soak sanitize test-asan test-tsan fuzz mutate lint bench bench-large \
+	bench-peers docs wheel format clean
 
 demo: .venv/demo
 	@rm -rf demo-output
@@ -35,13 +40,44 @@ sanitize: .venv/test
 		$(BIN)/pytest -k "emulated or cuda" tests/test_cuda.py tests/test_pack.py \
 		tests/test_unpack.py tests/test_concat.py tests/test_mask_markers.py
 
+# The modules that Python calls, built under ASan and UBSan, and the tests of the arrays they take.
+test-asan: .venv/test
+	rm -rf build/asan && mkdir -p build/asan && cp -r src/turnpack build/asan/turnpack
+	find build/asan -name '*.so' -delete
+	CFLAGS="$(CHECKED)" CXXFLAGS="$(CHECKED)" LDFLAGS="$(CHECKED)" TURNPACK_CUDA=0 \
+		$(BIN)/python setup.py -q build_ext --build-lib build/asan --build-temp build/asan/objects
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=build/asan \
+		$(BIN)/pytest -k "not emulated and not soak" tests/test_hostile_arrays.py tests/test_flatten.py \
+		tests/test_pack.py tests/test_unpack.py tests/test_concat.py tests/test_plan.py \
+		tests/test_planner.py tests/test_mask_spans.py tests/test_mask_markers.py
+
+# The core's threads, without Python, under ThreadSanitizer.
+test-tsan:
+	mkdir -p build
+	$(CXX) -std=c++17 -O1 -g -fsanitize=thread -pthread -Icsrc -DTP_ROWS_A_THREAD=16 \
+		tests/threads.cpp $(addprefix csrc/,machine.cpp mask.cpp pack.cpp plan.cpp planner.cpp) \
+		-o build/threads
+	build/threads
+
+# The core without Python under ASan and UBSan: FUZZ_SECONDS of inputs that nobody thought of, for
+# each kernel. With FUZZ_RUNS so many of them instead, counted in benchmarks/results/fuzz.json.
+fuzz:
+	$(PYTHON) tests/fuzz/run.py $(if $(FUZZ_RUNS),--runs $(FUZZ_RUNS) \
+		--results benchmarks/results/fuzz.json,--seconds $(FUZZ_SECONDS))
+
+# Plants an error at a time into the index arithmetic, which `make fuzz` must see.
+mutate:
+	$(PYTHON) tests/mutate.py
+
 lint: .venv/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/stubtest --mypy-config-file pyproject.toml turnpack._core turnpack._ingest turnpack.torch._cells \
 		$(if $(wildcard src/turnpack/_cuda.*.so),turnpack._cuda)
-	$(BIN)/clang-format --dry-run -Werror csrc/* tests/*.cpp benchmarks/peers/*.cpp
+	$(BIN)/clang-format --dry-run -Werror csrc/* tests/*.cpp tests/fuzz/*.cpp tests/fuzz/*.h \
+		benchmarks/peers/*.cpp
 
 # The figures of the README's tables; see benchmarks/README.md.
 bench: .venv/bench
@@ -72,7 +108,8 @@ wheel: .venv/release
 format: .venv/lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/* tests/*.cpp benchmarks/peers/*.cpp
+	$(BIN)/clang-format -i csrc/* tests/*.cpp tests/fuzz/*.cpp tests/fuzz/*.h \
+		benchmarks/peers/*.cpp
 
 clean:
 	rm -rf .venv .venv-peers build dist docs/api demo-output example-output *.egg-info src/*.egg-info src/turnpack/*.so \

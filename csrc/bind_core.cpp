@@ -8,14 +8,15 @@
 
 #include <algorithm>
 #include <limits>
-#include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "errors.h"
 #include "kernels.h"
 #include "machine.h"
+#include "shared_planner.h"
 
 namespace py = pybind11;
 
@@ -43,6 +44,9 @@ void check_size(const char* name, int64_t size, int64_t wanted) {
 void check_threads(int64_t threads) {
     if (threads < 1) fail("threads is ", threads, ", less than 1");
 }
+
+// A copy of what the core checks and then goes by, which no other thread can write to in between.
+Offsets held(const Offsets& given) { return Offsets(given.size(), given.data()); }
 
 // Offsets with no entry, which are refused later, count as no rows.
 int64_t rows_of(const Offsets& offsets) { return std::max<int64_t>(offsets.size() - 1, 0); }
@@ -74,11 +78,14 @@ Array<T> first_of(const py::object& out, const char* name, int64_t size) {
     return py::cast<Array<T>>(array[py::slice(0, size, 1)]);
 }
 
-py::tuple concat(const Array<int32_t>& turn_ids, const Offsets& turn_offsets, const Offsets& roles,
-                 const Offsets& row_offsets, const Array<int32_t>& affixes,
-                 const Offsets& affix_offsets, const Array<uint8_t>& targets,
-                 const Array<uint8_t>& suffix_targets, const Array<int32_t>& bos,
-                 const Array<int32_t>& eos, const py::object& out, int64_t threads) {
+py::tuple concat(const Array<int32_t>& turn_ids, const Offsets& given_turn_offsets,
+                 const Offsets& given_roles, const Offsets& given_row_offsets,
+                 const Array<int32_t>& affixes, const Offsets& affix_offsets,
+                 const Array<uint8_t>& targets, const Array<uint8_t>& suffix_targets,
+                 const Array<int32_t>& bos, const Array<int32_t>& eos, const py::object& out,
+                 int64_t threads) {
+    const Offsets turn_offsets = held(given_turn_offsets), roles = held(given_roles),
+                  row_offsets = held(given_row_offsets);
     check_threads(threads);
     check_offsets("affix_offsets", affix_offsets.data(), affix_offsets.size(), affixes.size());
     check_size("affix_offsets", affix_offsets.size(), 2 * targets.size() + 1);
@@ -99,8 +106,10 @@ py::tuple concat(const Array<int32_t>& turn_ids, const Offsets& turn_offsets, co
     return py::make_tuple(input_ids, loss_mask, offsets);
 }
 
-Array<uint8_t> mask_spans(const Offsets& extents, const Offsets& offsets, const Offsets& spans,
-                          const Offsets& span_offsets, int64_t threads) {
+Array<uint8_t> mask_spans(const Offsets& extents, const Offsets& given_offsets,
+                          const Offsets& spans, const Offsets& given_span_offsets,
+                          int64_t threads) {
+    const Offsets offsets = held(given_offsets), span_offsets = held(given_span_offsets);
     check_threads(threads);
     const int64_t tokens = extents.size() / 2;
     auto loss_mask = aligned<uint8_t>({tokens});
@@ -113,10 +122,11 @@ Array<uint8_t> mask_spans(const Offsets& extents, const Offsets& offsets, const 
     return loss_mask;
 }
 
-Array<uint8_t> mask_markers(const Array<int32_t>& input_ids, const Offsets& offsets,
+Array<uint8_t> mask_markers(const Array<int32_t>& input_ids, const Offsets& given_offsets,
                             const Array<int32_t>& starts, const Offsets& start_offsets,
                             const Array<int32_t>& ends, const Offsets& end_offsets,
                             bool include_end, int64_t threads) {
+    const Offsets offsets = held(given_offsets);
     check_threads(threads);
     check_offsets("start_offsets", start_offsets.data(), start_offsets.size(), starts.size());
     check_offsets("end_offsets", end_offsets.data(), end_offsets.size(), ends.size());
@@ -131,8 +141,9 @@ Array<uint8_t> mask_markers(const Array<int32_t>& input_ids, const Offsets& offs
     return loss_mask;
 }
 
-py::tuple plan(const Offsets& lengths, int64_t capacity, const std::string& strategy, int64_t align,
-               int64_t max_rows, int64_t threads, bool wide) {
+py::tuple plan(const Offsets& given_lengths, int64_t capacity, const std::string& strategy,
+               int64_t align, int64_t max_rows, int64_t threads, bool wide) {
+    const Offsets lengths = held(given_lengths);
     const Strategy rule = strategy == "in_order"    ? Strategy::in_order
                           : strategy == "first_fit" ? Strategy::first_fit
                                                     : Strategy::best_fit;
@@ -158,47 +169,30 @@ py::tuple bins_of(const Closed& closed) {
     return py::make_tuple(array_of(closed.rows), array_of(closed.offsets), array_of(closed.fill));
 }
 
-// A Planner that one thread at a time gets to.
-class SharedPlanner {
-    // Without the GIL, so that the thread that is inside needs not wait for it.
-    template <class Work>
-    auto locked(const Work& work) {
-        return unlocked([&] {
-            const std::lock_guard<std::mutex> alone(mutex_);
-            return work();
-        });
-    }
+// Without the GIL, so that the thread that is inside needs not wait for it.
+py::tuple planner_add(SharedPlanner& planner, const Offsets& given_lengths) {
+    const Offsets lengths = held(given_lengths);
+    const int64_t* from = lengths.data();
+    return bins_of(unlocked([&] { return planner.add(from, lengths.size()); }));
+}
 
-  public:
-    SharedPlanner(int64_t capacity, int64_t window, int64_t align, int64_t max_rows)
-        : planner_(capacity, window, align, max_rows) {}
+py::tuple planner_flush(SharedPlanner& planner) {
+    return bins_of(unlocked([&] { return planner.flush(); }));
+}
 
-    py::tuple add(const Offsets& lengths) {
-        return bins_of(locked([&] { return planner_.add(lengths.data(), lengths.size()); }));
-    }
+py::tuple planner_state(SharedPlanner& planner) {
+    const Planner::State state = unlocked([&] { return planner.state(); });
+    return py::make_tuple(state.rows, array_of(state.ids), array_of(state.lengths));
+}
 
-    py::tuple flush() {
-        return bins_of(locked([&] { return planner_.flush(); }));
-    }
-
-    py::tuple state() {
-        const Planner::State state = locked([&] { return planner_.state(); });
-        return py::make_tuple(state.rows, array_of(state.ids), array_of(state.lengths));
-    }
-
-    void load(int64_t rows, const Offsets& ids, const Offsets& lengths) {
-        check_size("lengths", lengths.size(), ids.size());
-        locked([&] {
-            planner_.load({rows,
-                           {ids.data(), ids.data() + ids.size()},
-                           {lengths.data(), lengths.data() + lengths.size()}});
-        });
-    }
-
-  private:
-    Planner planner_;
-    std::mutex mutex_;
-};
+void planner_load(SharedPlanner& planner, int64_t rows, const Offsets& ids,
+                  const Offsets& lengths) {
+    check_size("lengths", lengths.size(), ids.size());
+    Planner::State state{rows,
+                         {ids.data(), ids.data() + ids.size()},
+                         {lengths.data(), lengths.data() + lengths.size()}};
+    unlocked([&] { planner.load(std::move(state)); });
+}
 
 // The named array of `out`, or a new one of this shape.
 template <class T>
@@ -240,9 +234,12 @@ py::tuple pack_cells_as(const PackIn& in, int64_t bins, const PackShape& shape,
 }
 
 py::tuple pack(const Array<int32_t>& input_ids, const Array<uint8_t>& loss_mask,
-               const Offsets& offsets, const Weights& loss_weights, const Offsets& rows,
-               const Offsets& bin_offsets, const Offsets& fill, int64_t capacity, int32_t pad_id,
-               bool flat, bool wide, const py::object& out, int64_t threads, int64_t lanes) {
+               const Offsets& given_offsets, const Weights& loss_weights, const Offsets& given_rows,
+               const Offsets& given_bin_offsets, const Offsets& fill, int64_t capacity,
+               int32_t pad_id, bool flat, bool wide, const py::object& out, int64_t threads,
+               int64_t lanes) {
+    const Offsets offsets = held(given_offsets), rows = held(given_rows),
+                  bin_offsets = held(given_bin_offsets);
     check_threads(threads);
     check_size("loss_mask", loss_mask.size(), input_ids.size());
     if (loss_weights) check_size("loss_weights", loss_weights->size(), input_ids.size());
@@ -270,9 +267,11 @@ py::tuple pack(const Array<int32_t>& input_ids, const Array<uint8_t>& loss_mask,
 }
 
 template <class Int>
-py::tuple unpack(const Array<Int>& input_ids, const Array<Int>& labels, const Offsets& rows,
-                 const Offsets& bin_offsets, const Offsets& cu_seqlens, const Weights& loss_weights,
-                 int64_t capacity, int64_t threads) {
+py::tuple unpack(const Array<Int>& input_ids, const Array<Int>& labels, const Offsets& given_rows,
+                 const Offsets& given_bin_offsets, const Offsets& given_cu_seqlens,
+                 const Weights& loss_weights, int64_t capacity, int64_t threads) {
+    const Offsets rows = held(given_rows), bin_offsets = held(given_bin_offsets),
+                  cu_seqlens = held(given_cu_seqlens);
     check_threads(threads);
     check_size("labels", labels.size(), input_ids.size());
     if (loss_weights) check_size("loss_weights", loss_weights->size(), input_ids.size());
@@ -331,10 +330,10 @@ PYBIND11_MODULE(_core, m) {
     py::class_<SharedPlanner>(m, "Planner", ordinary)
         .def(py::init<int64_t, int64_t, int64_t, int64_t>(), py::arg("capacity"), py::arg("window"),
              py::arg("align"), py::arg("max_rows"))
-        .def("add", &SharedPlanner::add, py::arg("lengths").noconvert())
-        .def("flush", &SharedPlanner::flush)
-        .def("state", &SharedPlanner::state)
-        .def("load", &SharedPlanner::load, py::arg("rows"), py::arg("ids").noconvert(),
+        .def("add", &planner_add, py::arg("lengths").noconvert())
+        .def("flush", &planner_flush)
+        .def("state", &planner_state)
+        .def("load", &planner_load, py::arg("rows"), py::arg("ids").noconvert(),
              py::arg("lengths").noconvert());
     m.def("pack", &pack, py::arg("input_ids").noconvert(), py::arg("loss_mask").noconvert(),
           py::arg("offsets").noconvert(), py::arg("loss_weights").noconvert(),

@@ -32,13 +32,18 @@ void check_size(const std::string& name, int64_t size, int64_t wanted) {
     if (size != wanted) fail(name, " has ", size, " entries, not ", wanted);
 }
 
+// A copy of what the core checks and then goes by, which no other thread can write to in between.
+Offsets held(const Offsets& given) { return Offsets(given.size(), given.data()); }
+
 int64_t rows_of(const Offsets& offsets) { return std::max<int64_t>(offsets.size() - 1, 0); }
 
 // ---- tables -------------------------------------------------------------------------------------
 
-py::tuple pack_pieces(const Offsets& offsets, int64_t tokens, const Offsets& rows,
-                      const Offsets& bin_offsets, const Offsets& fill, int64_t capacity, bool flat,
-                      bool wide) {
+py::tuple pack_pieces(const Offsets& given_offsets, int64_t tokens, const Offsets& given_rows,
+                      const Offsets& given_bin_offsets, const Offsets& fill, int64_t capacity,
+                      bool flat, bool wide) {
+    const Offsets offsets = held(given_offsets), rows = held(given_rows),
+                  bin_offsets = held(given_bin_offsets);
     check_size("plan.fill", fill.size(), bin_offsets.size() - 1);
     const int64_t bins = rows_of(bin_offsets);
     std::vector<int64_t> cells(bins + 1);
@@ -58,8 +63,9 @@ py::tuple pack_pieces(const Offsets& offsets, int64_t tokens, const Offsets& row
 }
 
 // `from` is an array of tokens that pack_pieces has seen; `into` has the same dtype and room.
-void take_documents(const py::array& from, const Offsets& starts, const Offsets& sources,
-                    py::array& into) {
+void take_documents(const py::array& from, const Offsets& given_starts,
+                    const Offsets& given_sources, py::array& into) {
+    const Offsets starts = held(given_starts), sources = held(given_sources);
     check_size("starts", starts.size(), sources.size() + 1);
     check_size("into", into.itemsize(), from.itemsize());
     int64_t wanted = 0;
@@ -77,8 +83,10 @@ void take_documents(const py::array& from, const Offsets& starts, const Offsets&
     cuda::take_documents(source, bytes, starts.data(), sources.data(), sources.size(), target);
 }
 
-py::tuple unpack_pieces(const Offsets& rows, const Offsets& bin_offsets, const Offsets& cu_seqlens,
-                        int64_t cells, int64_t capacity) {
+py::tuple unpack_pieces(const Offsets& given_rows, const Offsets& given_bin_offsets,
+                        const Offsets& given_cu_seqlens, int64_t cells, int64_t capacity) {
+    const Offsets rows = held(given_rows), bin_offsets = held(given_bin_offsets),
+                  cu_seqlens = held(given_cu_seqlens);
     Offsets order(rows.size()), sources(rows.size()), offsets(rows.size() + 1);
     unpack_rows(rows.data(), rows.size(), bin_offsets.data(), bin_offsets.size(), cu_seqlens.data(),
                 cu_seqlens.size(), cells, capacity, order.mutable_data(), sources.mutable_data(),
@@ -86,10 +94,12 @@ py::tuple unpack_pieces(const Offsets& rows, const Offsets& bin_offsets, const O
     return py::make_tuple(offsets, sources, order);
 }
 
-py::tuple concat_pieces(int64_t tokens, const Offsets& turn_offsets, const Offsets& roles,
-                        const Offsets& row_offsets, const Offsets& affix_offsets,
-                        const Array<uint8_t>& targets, const Array<uint8_t>& suffix_targets,
-                        int64_t bos_size, int64_t eos_size) {
+py::tuple concat_pieces(int64_t tokens, const Offsets& given_turn_offsets,
+                        const Offsets& given_roles, const Offsets& given_row_offsets,
+                        const Offsets& affix_offsets, const Array<uint8_t>& targets,
+                        const Array<uint8_t>& suffix_targets, int64_t bos_size, int64_t eos_size) {
+    const Offsets turn_offsets = held(given_turn_offsets), roles = held(given_roles),
+                  row_offsets = held(given_row_offsets);
     check_size("affix_offsets", affix_offsets.size(), 2 * targets.size() + 1);
     check_size("suffix_targets", suffix_targets.size(), targets.size());
     ConcatIn in{};
@@ -113,9 +123,10 @@ py::tuple concat_pieces(int64_t tokens, const Offsets& turn_offsets, const Offse
                           offsets);
 }
 
-py::tuple mask_pieces(const Offsets& offsets, int64_t tokens, const Array<int32_t>& starts,
+py::tuple mask_pieces(const Offsets& given_offsets, int64_t tokens, const Array<int32_t>& starts,
                       const Offsets& start_offsets, const Array<int32_t>& ends,
                       const Offsets& end_offsets) {
+    const Offsets offsets = held(given_offsets);
     check_offsets("start_offsets", start_offsets.data(), start_offsets.size(), starts.size());
     check_offsets("end_offsets", end_offsets.data(), end_offsets.size(), ends.size());
     const MaskPieces made =

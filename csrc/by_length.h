@@ -28,7 +28,12 @@ void in_parts(int64_t size, int64_t parts, const Work& work) {
 }
 
 // How many threads are worth starting for so many rows.
-inline int64_t worth(int64_t threads, int64_t size) { return std::min(threads, size / 32768 + 1); }
+#ifndef TP_ROWS_A_THREAD
+#define TP_ROWS_A_THREAD 32768  // the fuzz targets make do with fewer
+#endif
+inline int64_t worth(int64_t threads, int64_t size) {
+    return std::min(threads, size / TP_ROWS_A_THREAD + 1);
+}
 
 // The longest length. Throws at the first row that no bin takes.
 inline int64_t checked_longest(const int64_t* lengths, int64_t size, const Rule& rule,

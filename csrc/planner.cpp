@@ -111,7 +111,8 @@ void Planner::close_some(bool all, Closed& closed) {
 
     const Fitted fitted = size < int64_t{1} << 31 ? fit<int32_t>(lengths, due, rule_)
                                                   : fit<int64_t>(lengths, due, rule_);
-    const auto& [rows, offsets, fill, spaces] = fitted;
+    const std::vector<int64_t>&rows = fitted.rows, &offsets = fitted.offsets, &fill = fitted.fill,
+          &spaces = fitted.spaces;
     const auto count = static_cast<int64_t>(fill.size());
 
     std::vector<char> closes(count);

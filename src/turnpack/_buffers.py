@@ -24,14 +24,27 @@ def is_arrow(value: object) -> bool:
 
 
 def arrow(value: Any) -> Any:
-    """Take over such a value as one pyarrow Array."""
+    """Take over such a value as one pyarrow Array.
+
+    Raises ValueError for one whose buffers are not what its type says, which Arrow would believe.
+    """
     import pyarrow as pa  # not needed by `import turnpack`
 
     if hasattr(value, "__arrow_c_stream__") and not isinstance(value, pa.Array):
         value = pa.chunked_array(value)
         value = value.chunk(0) if value.num_chunks == 1 else value.combine_chunks()
     value = pa.array(value)
-    return value.storage if isinstance(value, pa.ExtensionArray) else value
+    value = value.storage if isinstance(value, pa.ExtensionArray) else value
+    if not _is_lists_of_integers(value.type):
+        value.validate(full=True)
+        return value
+    offsets = np.asarray(value.offsets.to_numpy())
+    falls = offsets[1:] < offsets[:-1]  # which Arrow's short validation does not see
+    if falls.any():
+        i = int(falls.argmax()) + 1
+        raise ValueError(f"rows has offsets that fall from {offsets[i - 1]} to {offsets[i]} at {i}")
+    value.validate()
+    return value
 
 
 def from_arrow(array: Any) -> Ragged | None:
@@ -39,10 +52,7 @@ def from_arrow(array: Any) -> Ragged | None:
 
     Shares the memory of int32 values, and of int64 offsets that start at 0.
     """
-    import pyarrow as pa
-
-    is_lists = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
-    if not is_lists or not pa.types.is_integer(array.type.value_type) or array.null_count:
+    if not _is_lists_of_integers(array.type) or array.null_count:
         return None
     offsets = np.asarray(array.offsets.to_numpy(), np.int64)
     begin, end = int(offsets[0]), int(offsets[-1])
@@ -51,6 +61,13 @@ def from_arrow(array: Any) -> Ragged | None:
     if ids is None:
         return None
     return ids, offsets - begin if begin else offsets
+
+
+def _is_lists_of_integers(type_: Any) -> bool:
+    import pyarrow as pa
+
+    is_lists = pa.types.is_list(type_) or pa.types.is_large_list(type_)
+    return bool(is_lists and pa.types.is_integer(type_.value_type))
 
 
 def from_matrix(rows: npt.NDArray[Any]) -> Ragged | None:

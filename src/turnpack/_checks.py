@@ -96,6 +96,8 @@ def indices(name: str, value: object, *, pairs: bool = False, small: bool = Fals
 
     With `small`, uint8 arrays pass too. An array that needs no change is returned as it is.
     """
+    if isinstance(value, memoryview):  # a sequence, but not of more than one dimension
+        value = np.asarray(value)
     if isinstance(value, np.ndarray):
         _not_masked(name, value)
         allowed = (np.uint8, np.int32, np.int64) if small else (np.int32, np.int64)
@@ -132,7 +134,7 @@ def _from_sequence(name: str, value: Sequence[Any], pairs: bool) -> Int64s:
 
 def ids(name: str, value: object) -> list[int]:
     """Take the token ids of a prefix or a pattern: a sequence or an array of int within int32."""
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, memoryview)):
         value = value.tolist()
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise TypeError(f"{name} is {type(value).__name__}, not a sequence of int")
