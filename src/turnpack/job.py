@@ -30,7 +30,7 @@ from .pipeline import Chunk, Encoded, Work, encoded
 from .records import RawRow
 from .rows import Rows
 from .selection import Choice, Duplicates, Fates, Input, Selection
-from .shards import Shards, Written
+from .shards import Shards, Written, is_whole
 
 # Rows and bytes that are encoded in one call. Fixed, so that nothing depends on the number of
 # workers; small enough that a call ends within a second.
@@ -172,7 +172,10 @@ class Job:
                 self._shards[name] = stack.enter_context(shards)
             for name in logs:
                 self._logs[name] = stack.enter_context((self._folder / name).open("ab"))
-                self._logs[name].truncate(sizes.get(name, 0))
+                self._logs[name].seek(
+                    sizes.get(name, 0)
+                )  # an append moves there only when it writes
+                self._logs[name].truncate()
             chunks = self._chunks(raw)
             for chunk in stack.enter_context(closing(encoded(self._work, chunks, workers))):
                 self._take(chunk)
@@ -393,8 +396,8 @@ class Job:
         files = [file for written in self.written.values() for file in written.files]
         keep_only(self._folder / "data", [Path(file["path"]).name for file in files])
         for file in files:
-            path = self._folder / file["path"]
-            if not path.exists() or path.stat().st_size != file["bytes"]:
+            if not is_whole(self._folder, file):
+                path = self._folder / file["path"]
                 raise StaleError(f"{path} is not as it was written; begin without --resume")
         for name, split in self._splits.items():
             split.load(self._journal.state, self._states[name])
@@ -406,8 +409,10 @@ class Job:
         if self._duplicates is not None:
             self._duplicates.load(self._chosen["duplicates"])
         backend = self._work.backend
-        if self.tally.fallback is not None and isinstance(backend, Accelerated):
-            backend.give_up()
+        if isinstance(backend, Accelerated):
+            backend.compared = self.tally.compared
+            if self.tally.fallback is not None:
+                backend.give_up()
         return cast("dict[str, int]", entry["logs"])
 
     def _tell(self, stage: str, done: int, total: int, tokens: int) -> None:

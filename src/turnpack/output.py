@@ -160,6 +160,14 @@ def dumps(value: Any, indent: int | None = None) -> bytes:
         return json.dumps(value, default=repr, skipkeys=True, indent=indent).encode()
 
 
+def loads(data: bytes) -> Any:
+    """What `dumps` wrote."""
+    try:
+        return orjson.loads(data)
+    except ValueError:  # a lone surrogate
+        return json.loads(data)
+
+
 def _refuse_strangers(target: Path) -> None:
     if not is_output(target):
         for name in reversed(ENTRIES):

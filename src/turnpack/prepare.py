@@ -15,8 +15,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-import orjson
-
 from . import pipeline, records, tokenizers
 from . import recipe as recipes
 from ._version import __version__
@@ -25,7 +23,7 @@ from .encode import Encoder
 from .fast_tokenizer import Accelerated
 from .job import STAGES, Job, Progress, Settings, StaleError, block_tokens
 from .journal import Journal, input_identity
-from .output import RUN, is_output, replacing, write_json, write_manifest
+from .output import RUN, is_output, loads, replacing, write_json, write_manifest
 from .pipeline import Part, Work
 from .recipe import Recipe
 from .report import Report, write_page
@@ -193,8 +191,10 @@ def _prepare(
         "tokenizer": dict(report.tokenizer),
         "template": dict(report.template),
         "input": {input.file: input_identity(input.file) for input in inputs},
+        "files": [file for source in sources for file in source.files],
     }
     if recipe is not None:
+        identity["sources"] = [source.name for source in sources]
         identity["templates"] = {
             source.name: _identity(part.encoder.template)
             for source, part in zip(sources, parts, strict=True)
@@ -310,9 +310,9 @@ def _check_resumed(journal: Journal, output: Path, report: Report) -> None:
     """Raise OptionError unless what is there is this run's, _AlreadyThere if that is all of it."""
     try:
         if journal.read() is None and is_output(output):
-            about = orjson.loads((output / RUN).read_bytes())
+            about = loads((output / RUN).read_bytes())
             journal.check(about.pop("identity"))
-            there = orjson.loads((output / "report.json").read_bytes())
+            there = loads((output / "report.json").read_bytes())
             for key, value in {**there, **about}.items():
                 setattr(report, key, value)
             raise _AlreadyThere
