@@ -2,7 +2,13 @@
 
 import errno
 import json
+import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -38,6 +44,10 @@ def good(number, answer="Fine, and you? 好的 👍🏽"):
 
 def die(rows, exact):
     os._exit(9)
+
+
+def sleep(rows, exact):
+    time.sleep(100)
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +245,39 @@ def test_a_worker_that_dies_is_one_error(run, tmp_path, monkeypatch):
     with pytest.raises(ChildProcessError, match="a worker process died"):
         run(workers=2, tokenizer_backend="hf")
     assert not (tmp_path / "out").exists()
+
+
+def test_workers_of_a_script_without_a_guard_are_one_error(tmp_path):
+    """Each worker runs the script again, and dies before it has read what it was started with."""
+    (tmp_path / "chats.jsonl").write_bytes(b"\n".join(good(number) for number in range(900)))
+    tokenizer = at_hand.folder_of(at_hand.qwen(), eos_token="<|im_end|>")
+    (tmp_path / "script.py").write_text(
+        "import turnpack.prepare\n"
+        f"turnpack.prepare.prepare('chats.jsonl', tokenizer='{tokenizer}', template='chatml',\n"
+        "    max_length=300, output='out', workers=2, tokenizer_backend='hf')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert "ChildProcessError: a worker process died" in done.stderr.splitlines()[-1]
+
+
+def test_workers_are_stopped_in_the_midst_of_a_chunk(run, monkeypatch):
+    monkeypatch.setattr(pipeline, "_in_worker", sleep)
+    begun = time.monotonic()
+
+    def interrupt():
+        while not multiprocessing.active_children():
+            time.sleep(0.1)
+        time.sleep(5)  # the workers have started
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        run(workers=2, tokenizer_backend="hf")
+    assert time.monotonic() - begun < 90
+    assert not multiprocessing.active_children()
 
 
 def test_seeds_order_the_bins(run, tmp_path):

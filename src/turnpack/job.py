@@ -172,9 +172,7 @@ class Job:
                 self._shards[name] = stack.enter_context(shards)
             for name in logs:
                 self._logs[name] = stack.enter_context((self._folder / name).open("ab"))
-                self._logs[name].seek(
-                    sizes.get(name, 0)
-                )  # an append moves there only when it writes
+                self._logs[name].seek(sizes.get(name, 0))  # truncate() leaves tell() behind
                 self._logs[name].truncate()
             chunks = self._chunks(raw)
             for chunk in stack.enter_context(closing(encoded(self._work, chunks, workers))):

@@ -420,9 +420,7 @@ def _made(report: Mapping[str, Any]) -> str:
         '<th class="n">read<th class="n">packed<th class="n">rejected</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
-    return markup.card(
-        "Made with", "", f'<dl class="made">{listed}</dl>', sources, table, name="made"
-    )
+    return markup.card("Made with", "", f'<dl class="made">{listed}</dl>', sources, table, name="made")
 
 
 def _short_hash(key: str, value: Any) -> Any:
