@@ -435,6 +435,25 @@ def test_what_turnpack_did_not_write_is_not_replaced(run, tmp_path, name):
     assert set(tree(tmp_path / "out")) == {name, "manifest.json"}
 
 
+@pytest.mark.parametrize("folder_of", ["megatron", "bridge", "data"])
+def test_what_lies_among_its_files_is_not_replaced(run, tmp_path, folder_of):
+    run(sinks=["megatron", "bridge"])
+    (tmp_path / "out" / folder_of / "mine.txt").write_text("a file of somebody else")
+    before = tree(tmp_path / "out")
+    with pytest.raises(FileExistsError, match=f"holds {folder_of}/mine.txt, which turnpack did"):
+        run(seed=9)
+    assert tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("name", ["rejects.jsonl", "data/train-00000.parquet"])
+def test_what_would_be_replaced_is_no_input(run, tmp_path, name):
+    run()
+    before = tree(tmp_path / "out")
+    with pytest.raises(OptionError, match=f"{name} is part of the output"):
+        run([str(tmp_path / "out" / name)])
+    assert tree(tmp_path / "out") == before
+
+
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
 )

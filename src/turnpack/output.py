@@ -178,7 +178,7 @@ def _refuse_strangers(target: Path) -> None:
                 )
         return
     listed = {file["path"] for file in orjson.loads((target / MANIFEST).read_bytes())["files"]}
-    for folder in (NUMPY, "data", "tokenizer"):
+    for folder in ENTRIES:
         for path in (target / folder).rglob("*"):
             name = path.relative_to(target).as_posix()
             cached = folder == NUMPY and path.suffix in CACHED

@@ -23,7 +23,7 @@ from .encode import Encoder
 from .fast_tokenizer import Accelerated
 from .job import STAGES, Job, Progress, Settings, StaleError, block_tokens
 from .journal import Journal, input_identity
-from .output import RUN, is_output, loads, replacing, write_json, write_manifest
+from .output import ENTRIES, HIDDEN, RUN, is_output, loads, replacing, write_json, write_manifest
 from .pipeline import Part, Work
 from .recipe import Recipe
 from .report import Report, write_page
@@ -176,6 +176,7 @@ def _prepare(
         for number, (source, part) in enumerate(zip(sources, parts, strict=True))
         for file in part.files
     ]
+    _check_apart(inputs, Path(output))
     report = Report(
         options={key: value for key, value in options.items() if key not in _NO_OPTIONS},
         tokenizer=_identity(backend),
@@ -241,6 +242,15 @@ def _prepare(
     except StaleError as error:
         raise OptionError(str(error)) from None
     return report
+
+
+def _check_apart(inputs: Sequence[Input], output: Path) -> None:
+    """Raise OptionError where a file is part of the output, and would be replaced by it."""
+    replaced = {(output / name).resolve() for name in (HIDDEN, *ENTRIES)}
+    for input in inputs:
+        file = Path(input.file).resolve()
+        if replaced & {file, *file.parents}:
+            raise OptionError(f"{input.file} is part of the output {output}, which is replaced")
 
 
 def _check(options: dict[str, Any]) -> None:
