@@ -1,6 +1,7 @@
 """The offline job: everything read is packed or rejected, once, and a directory is whole or not."""
 
 import errno
+import itertools
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import orjson
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -245,6 +247,23 @@ def test_a_worker_that_dies_is_one_error(run, tmp_path, monkeypatch):
     with pytest.raises(ChildProcessError, match="a worker process died"):
         run(workers=2, tokenizer_backend="hf")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+def test_long_rows_are_encoded_few_at_a_time(run, tmp_path, monkeypatch, kind):
+    rows = [json.loads(good(number, "Fine. " * 1000)) for number in range(30)]
+    path = tmp_path / f"long.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        lines = orjson.dumps(rows) if kind == "json" else b"\n".join(map(orjson.dumps, rows))
+        path.write_bytes(lines)
+    monkeypatch.setattr(job, "CHUNK_BYTES", 20_000)
+    told = []
+    run([str(path)], progress=told.append)
+    read = [0, *(now.rows for now in told if now.stage == "encode")]
+    assert read[-1] == 30
+    assert max(now - before for before, now in itertools.pairwise(read)) == 4
 
 
 def test_workers_of_a_script_without_a_guard_are_one_error(tmp_path):

@@ -111,6 +111,17 @@ class Settings:
         return self.shard_tokens - 2 * block_tokens(self.shard_tokens)
 
 
+def _size(content: Any) -> int:
+    """About how many bytes a row has: as it was read, or the texts of what was decoded."""
+    if isinstance(content, (bytes, str)):
+        return len(content)
+    if isinstance(content, dict):
+        content = content.values()
+    elif not isinstance(content, list):
+        return 0
+    return sum(map(_size, content))
+
+
 def add(counts: dict[str, Any], more: Mapping[str, Any]) -> None:
     """Add numbers by key."""
     for key, number in more.items():
@@ -194,10 +205,9 @@ class Job:
                 rows, size = [], 0
                 for row in islice(behind, CHUNK):
                     rows.append(row)
-                    if isinstance(row.content, bytes):
-                        size += len(row.content)
-                        if size > CHUNK_BYTES:
-                            break
+                    size += _size(row.content)
+                    if size > CHUNK_BYTES:
+                        break
                 add(self.tally.seconds, {"read": thread_time() - begun})
                 if not rows:
                     break
