@@ -210,9 +210,7 @@ def _prepare(
             folder = hidden / "new"
             if recipe is not None and recipe.shuffle:
                 splits = {
-                    name: split
-                    if split.holds_all
-                    else Shuffled(split, journal.state, hidden / "sorting", name, seed)
+                    name: Shuffled(split, journal.state, hidden / "sorting", name, seed)
                     for name, split in splits.items()
                 }
             job = Job(
