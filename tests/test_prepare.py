@@ -1,13 +1,21 @@
 """The offline job: everything read is packed or rejected, once, and a directory is whole or not."""
 
 import errno
+import itertools
 import json
+import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import orjson
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -38,6 +46,10 @@ def good(number, answer="Fine, and you? 好的 👍🏽"):
 
 def die(rows, exact):
     os._exit(9)
+
+
+def sleep(rows, exact):
+    time.sleep(100)
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +249,56 @@ def test_a_worker_that_dies_is_one_error(run, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+def test_long_rows_are_encoded_few_at_a_time(run, tmp_path, monkeypatch, kind):
+    rows = [json.loads(good(number, "Fine. " * 1000)) for number in range(30)]
+    path = tmp_path / f"long.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        lines = orjson.dumps(rows) if kind == "json" else b"\n".join(map(orjson.dumps, rows))
+        path.write_bytes(lines)
+    monkeypatch.setattr(job, "CHUNK_BYTES", 20_000)
+    told = []
+    run([str(path)], progress=told.append)
+    read = [0, *(now.rows for now in told if now.stage == "encode")]
+    assert read[-1] == 30
+    assert max(now - before for before, now in itertools.pairwise(read)) == 4
+
+
+def test_workers_of_a_script_without_a_guard_are_one_error(tmp_path):
+    """Each worker runs the script again, and dies before it has read what it was started with."""
+    (tmp_path / "chats.jsonl").write_bytes(b"\n".join(good(number) for number in range(900)))
+    tokenizer = at_hand.folder_of(at_hand.qwen(), eos_token="<|im_end|>")
+    (tmp_path / "script.py").write_text(
+        "import turnpack.prepare\n"
+        f"turnpack.prepare.prepare('chats.jsonl', tokenizer='{tokenizer}', template='chatml',\n"
+        "    max_length=300, output='out', workers=2, tokenizer_backend='hf')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert "ChildProcessError: a worker process died" in done.stderr.splitlines()[-1]
+
+
+def test_workers_are_stopped_in_the_midst_of_a_chunk(run, monkeypatch):
+    monkeypatch.setattr(pipeline, "_in_worker", sleep)
+    begun = time.monotonic()
+
+    def interrupt():
+        while not multiprocessing.active_children():
+            time.sleep(0.1)
+        time.sleep(5)  # the workers have started
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        run(workers=2, tokenizer_backend="hf")
+    assert time.monotonic() - begun < 90
+    assert not multiprocessing.active_children()
+
+
 def test_seeds_order_the_bins(run, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run(to=name, seed=seed)
@@ -390,6 +452,25 @@ def test_what_turnpack_did_not_write_is_not_replaced(run, tmp_path, name):
     with pytest.raises(FileExistsError, match="it is not replaced"):
         run()
     assert set(tree(tmp_path / "out")) == {name, "manifest.json"}
+
+
+@pytest.mark.parametrize("folder_of", ["megatron", "bridge", "data"])
+def test_what_lies_among_its_files_is_not_replaced(run, tmp_path, folder_of):
+    run(sinks=["megatron", "bridge"])
+    (tmp_path / "out" / folder_of / "mine.txt").write_text("a file of somebody else")
+    before = tree(tmp_path / "out")
+    with pytest.raises(FileExistsError, match=f"holds {folder_of}/mine.txt, which turnpack did"):
+        run(seed=9)
+    assert tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("name", ["rejects.jsonl", "data/train-00000.parquet"])
+def test_what_would_be_replaced_is_no_input(run, tmp_path, name):
+    run()
+    before = tree(tmp_path / "out")
+    with pytest.raises(OptionError, match=f"{name} is part of the output"):
+        run([str(tmp_path / "out" / name)])
+    assert tree(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize(

@@ -533,6 +533,16 @@ def test_the_draws_are_the_same_for_ever():
 DRAWN = [2490234990834194053, 6813994640137846861, 12882171532744597565]
 
 
+@pytest.mark.parametrize("strategy", ["stream", "best_fit"])
+def test_rows_of_the_same_length_are_shuffled_too(run, tmp_path, strategy):
+    """Nothing but their order tells them apart, and that must not be the order of the sources."""
+    files = {name: [chat(0)] * 200 for name in "ab"}
+    text = "".join(f'[[sources]]\nname = "{n}"\nfiles = "{n}.jsonl"\n' for n in "ab")
+    run(f'strategy = "{strategy}"\ncapacity = 2000\n' + text, files=files)
+    mixed = [len({Path(s).stem for s in row["source"]}) for row in bins(tmp_path / "out")]
+    assert sum(mixed) > 1.5 * len(mixed)
+
+
 def test_copies_of_a_conversation_are_dealt_independently(run, tmp_path):
     """Of 1,000 conversations three times, in 60 rows' distance at most by chance."""
     text = 'strategy = "none"\n[[sources]]\nname = "a"\nfiles = "a.jsonl"\nweight = 3'

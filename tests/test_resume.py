@@ -12,7 +12,8 @@ import pytest
 
 import at_hand
 from stopped import tree
-from turnpack import job, journal
+from turnpack import fast_tokenizer, job, journal, shards
+from turnpack import prepare as prepare_module
 from turnpack.cli import main
 from turnpack.output import HIDDEN, JOURNAL
 from turnpack.prepare import OptionError, prepare
@@ -32,7 +33,7 @@ def options(tmp_path, folder):
     with chats.open("wb") as file:
         for number in range(400):
             answer = {"role": "assistant" if number % 50 else "bot", "content": "Fine. " * 7}
-            if number == 300:
+            if number == 301:
                 answer["weight"] = 0.5
             question = {"role": "user", "content": f"Question {number} " + "why? " * (number % 40)}
             file.write(orjson.dumps({"messages": [question, answer]}) + b"\n")
@@ -106,22 +107,27 @@ class Stop(BaseException):
     pass
 
 
-@pytest.fixture
-def interrupted(options, tmp_path, monkeypatch):
-    """A run that stops behind its third entry in the journal, and has left that."""
-    monkeypatch.setattr(job, "CHUNK", 20)
+def interrupt(monkeypatch, entries, **options):
+    """A run that stops behind so many entries in the journal."""
     write, made = journal.Journal.write, []
 
     def stopping(self, *arguments):
         write(self, *arguments)
         made.append(1)
-        if len(made) == 3:
+        if len(made) == entries:
             raise Stop
 
     with monkeypatch.context() as patch:
         patch.setattr(journal.Journal, "write", stopping)
         with pytest.raises(Stop):
-            prepare(output=tmp_path / "out", **options)
+            prepare(**options)
+
+
+@pytest.fixture
+def interrupted(options, tmp_path, monkeypatch):
+    """A run that stops behind its third entry in the journal, and has left that."""
+    monkeypatch.setattr(job, "CHUNK", 20)
+    interrupt(monkeypatch, 3, output=tmp_path / "out", **options)
     return options
 
 
@@ -168,6 +174,109 @@ def test_a_changed_input_is_refused(interrupted, tmp_path):
     chats.write_bytes(before.replace(b"Question 7 ", b"Question 8 "))
     with pytest.raises(OptionError, match=r"chats.jsonl.changed_ns was 20\d\d-.*, now 20"):
         prepare(output=tmp_path / "out", resume=True, **interrupted)
+
+
+@pytest.mark.parametrize("others", ["{b} {a}", "{a} {b} {b}", "{a}"])
+def test_other_files_or_the_same_in_another_order_are_refused(
+    options, tmp_path, monkeypatch, others
+):
+    chats = Path(options["files"])
+    lines = chats.read_bytes().splitlines(keepends=True)
+    a, b = str(chats), str(tmp_path / "b.jsonl")
+    chats.write_bytes(b"".join(lines[:100]))
+    Path(b).write_bytes(b"".join(lines[100:]))
+    monkeypatch.setattr(job, "CHUNK", 20)
+    output = tmp_path / "out"
+    interrupt(monkeypatch, 3, output=output, **{**options, "files": [a, b]})
+    left = tree(output)
+    named = others.format(a=a, b=b).split()
+    with pytest.raises(OptionError, match=r"files\[\d\] was (absent|'.*'), now (absent|'.*')$"):
+        prepare(output=output, resume=True, **{**options, "files": named})
+    assert tree(output) == left
+
+
+def test_a_file_name_need_not_be_unicode(options, tmp_path, monkeypatch, capsys):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jsonl")
+    os.rename(options["files"], path)
+    options = {**options, "files": path}
+    monkeypatch.setattr(job, "CHUNK", 20)
+    prepare(output=tmp_path / "whole", **options)
+    interrupt(monkeypatch, 3, output=tmp_path / "out", **options)
+    prepare(output=tmp_path / "out", resume=True, **options)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    prepare(output=tmp_path / "out", resume=True, **options)
+    assert main(["verify", str(tmp_path / "out")]) == 0, capsys.readouterr().out
+    with pytest.raises(OptionError, match=r"options.seed was 0, now 1"):
+        prepare(output=tmp_path / "out", resume=True, **{**options, "seed": 1})
+
+
+def test_stopped_again_before_the_next_reject(options, tmp_path, monkeypatch):
+    """The log that the first run left is longer than the entry that the second goes on from."""
+    chats = Path(options["files"])
+    lines = chats.read_bytes().replace(b'"bot"', b'"assistant"').splitlines(keepends=True)
+    lines[2:2] = [b"{\n"]
+    chats.write_bytes(b"".join(lines))
+    monkeypatch.setattr(job, "CHUNK", 20)
+    prepare(output=tmp_path / "whole", **options)
+    interrupt(monkeypatch, 2, output=tmp_path / "out", **options)
+    with (tmp_path / "out" / HIDDEN / "new/rejects.jsonl").open("ab") as log:
+        log.write(b"x" * 5000)  # of what came behind the entry
+    interrupt(monkeypatch, 2, output=tmp_path / "out", resume=True, **options)
+    prepare(output=tmp_path / "out", resume=True, **options)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [1, 3, 8])
+def test_stopped_while_files_are_given_weights(options, tmp_path, monkeypatch, number):
+    monkeypatch.setattr(job, "CHUNK", 20)
+    prepare(output=tmp_path / "whole", **options)
+    complete, settle, made = prepare_module.complete_weights, shards._settle, []
+
+    def stopping(path):
+        settled = settle(path)
+        made.append(path)
+        if len(made) == number:
+            raise Stop
+        return settled
+
+    def completing(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(shards, "_settle", stopping)
+            complete(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "complete_weights", completing)
+        with pytest.raises(Stop):
+            prepare(output=tmp_path / "out", **options)
+    report = prepare(output=tmp_path / "out", resume=True, **options)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    assert report.to_dict() == prepare(output=tmp_path / "whole", resume=True, **options).to_dict()
+
+
+def test_texts_that_were_compared_are_not_compared_again(options, tmp_path, monkeypatch):
+    pytest.importorskip("gigatoken")
+    fast = {**options, "tokenizer_backend": "auto"}
+    fast["tokenizer"] = str(at_hand.folder_of(at_hand.qwen(), eos_token="<|im_end|>"))
+    encode = fast_tokenizer.Gigatoken.encode
+
+    def differing(self, texts, continues):
+        """Other ids for what no sample holds, and none of the first texts."""
+        ids, offsets = encode(self, texts, continues)
+        ids = ids.copy()
+        for place, text in enumerate(texts):
+            late = any(f"Question {number} " in text for number in range(200, 400))
+            if late and not fast_tokenizer._is_sample(text):
+                ids[offsets[place]] += 1
+        return ids, offsets
+
+    monkeypatch.setattr(fast_tokenizer.Gigatoken, "encode", differing)
+    monkeypatch.setattr(job, "CHUNK", 20)
+    whole = prepare(output=tmp_path / "whole", **fast)
+    assert "exact_because" not in whole.tokenizer
+    interrupt(monkeypatch, 4, output=tmp_path / "out", **fast)
+    again = prepare(output=tmp_path / "out", resume=True, **fast)
+    assert again.compared == whole.compared
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
 def test_another_version_is_refused(interrupted, tmp_path, monkeypatch):

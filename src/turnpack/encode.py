@@ -183,8 +183,8 @@ class Encoder:
         """
         numbers, conversations, refused = begun.numbers, begun.conversations, begun.refused
         tokens = self._encode(begun.turns, numbers, begun.roles)
-        self._look_for_fallback(begun.turns, conversations, numbers)
         tokens, too_bad = self._fit(tokens, conversations)
+        self._look_for_fallback(begun.turns, conversations, numbers)  # it may have come to it there
         for index, reason in too_bad.items():
             refused[numbers[index]] = conversations[index], reason
         for number, (item, reason) in sorted(refused.items()):

@@ -122,7 +122,7 @@ class Accelerated:
 
     def begin(self) -> None:
         """Compare the first texts anew: another run begins."""
-        self.compared = 0
+        self.compared, self.fallback = 0, None
 
     def give_up(self) -> None:
         """Let the library encode all that follows."""

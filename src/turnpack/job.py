@@ -30,7 +30,7 @@ from .pipeline import Chunk, Encoded, Work, encoded
 from .records import RawRow, Slice, raw_rows
 from .rows import Rows
 from .selection import Choice, Duplicates, Fates, Input, Selection
-from .shards import Shards, Written
+from .shards import Shards, Written, is_whole
 
 # Rows and bytes that are encoded in one call. Fixed, so that nothing depends on the number of
 # workers; small enough that a call ends within a second.
@@ -114,6 +114,17 @@ class Settings:
         return self.shard_tokens - 2 * block_tokens(self.shard_tokens)
 
 
+def _size(content: Any, levels: int = 8) -> int:
+    """About how many bytes a row has: as it was read, or the texts of what was decoded."""
+    if isinstance(content, (bytes, str)):
+        return len(content)
+    if isinstance(content, dict):
+        content = content.values()
+    elif not isinstance(content, list):
+        return 0
+    return sum(_size(item, levels - 1) for item in content) if levels else 0
+
+
 def add(counts: dict[str, Any], more: Mapping[str, Any]) -> None:
     """Add numbers by key."""
     for key, number in more.items():
@@ -181,7 +192,8 @@ class Job:
                 self._shards[name] = stack.enter_context(shards)
             for name in logs:
                 self._logs[name] = stack.enter_context((self._folder / name).open("ab"))
-                self._logs[name].truncate(sizes.get(name, 0))
+                self._logs[name].seek(sizes.get(name, 0))  # truncate() leaves tell() behind
+                self._logs[name].truncate()
             chunks = self._chunks(raw)
             processes = workers or self._processes()
             for chunk in stack.enter_context(closing(encoded(self._work, chunks, processes))):
@@ -207,7 +219,7 @@ class Job:
                 rows, size = [], 0
                 for row in islice(behind, CHUNK):
                     rows.append(row)
-                    size += len(row.content) if isinstance(row.content, bytes) else row.bytes
+                    size += _size(row.content)
                     if size > CHUNK_BYTES:
                         break
                 add(self.tally.seconds, {"read": thread_time() - begun})
@@ -406,8 +418,8 @@ class Job:
         files = [file for written in self.written.values() for file in written.files]
         keep_only(self._folder / "data", [Path(file["path"]).name for file in files])
         for file in files:
-            path = self._folder / file["path"]
-            if not path.exists() or path.stat().st_size != file["bytes"]:
+            if not is_whole(self._folder, file):
+                path = self._folder / file["path"]
                 raise StaleError(f"{path} is not as it was written; begin without --resume")
         for name, split in self._splits.items():
             split.load(self._journal.state, self._states[name])
@@ -419,8 +431,10 @@ class Job:
         if self._duplicates is not None:
             self._duplicates.load(self._chosen["duplicates"])
         backend = self._work.backend
-        if self.tally.fallback is not None and isinstance(backend, Accelerated):
-            backend.give_up()
+        if isinstance(backend, Accelerated):
+            backend.compared = self.tally.compared
+            if self.tally.fallback is not None:
+                backend.give_up()
         return cast("dict[str, int]", entry["logs"])
 
     def _tell(self, stage: str, done: int, total: int, tokens: int) -> None:

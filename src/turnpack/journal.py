@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from .output import JOURNAL, dumps, keep_only, sync, write_json
+from .output import JOURNAL, dumps, keep_only, loads, sync, write_json
 
 
 class Journal:
@@ -33,7 +32,7 @@ class Journal:
     def read(self) -> dict[str, Any] | None:
         """Return the last entry, if there is one. Raises ValueError where it is of another run."""
         try:
-            entry: dict[str, Any] = orjson.loads(self._path.read_bytes())
+            entry: dict[str, Any] = loads(self._path.read_bytes())
         except FileNotFoundError:
             return None
         self.check(entry["identity"])
@@ -42,7 +41,7 @@ class Journal:
 
     def check(self, identity: Mapping[str, Any]) -> None:
         """Raise ValueError where this is not our run's identity, and say where they differ."""
-        different = list(differences(identity, orjson.loads(dumps(self._identity))))
+        different = list(differences(identity, loads(dumps(self._identity))))
         if different:
             raise ValueError("it is of another run: " + "; ".join(different))
 
@@ -70,11 +69,16 @@ def input_identity(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Say where two runs differ, one phrase for each."""
+    """Say where two runs differ, one phrase for each; of two lists the first place only."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in {**before, **now}:
             inner = f"{name}.{key}" if name else str(key)
             yield from differences(before.get(key), now.get(key), inner)
+    elif isinstance(before, list) and isinstance(now, list):
+        for place, (one, other) in enumerate(zip_longest(before, now)):
+            if one != other:
+                yield from differences(one, other, f"{name}[{place}]")
+                return
     elif before != now:
         yield f"{name} was {_shown(name, before)}, now {_shown(name, now)}"
 

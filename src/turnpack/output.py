@@ -166,6 +166,14 @@ def dumps(value: Any, indent: int | None = None) -> bytes:
         return _SURROGATE.sub(lambda found: f"\\\\u{ord(found[0]):04x}", text).encode()
 
 
+def loads(data: bytes) -> Any:
+    """What `dumps` wrote."""
+    try:
+        return orjson.loads(data)
+    except ValueError:  # a lone surrogate
+        return json.loads(data)
+
+
 def _refuse_strangers(target: Path) -> None:
     if not is_output(target):
         for name in reversed(ENTRIES):
@@ -176,7 +184,7 @@ def _refuse_strangers(target: Path) -> None:
                 )
         return
     listed = {file["path"] for file in orjson.loads((target / MANIFEST).read_bytes())["files"]}
-    for folder in (NUMPY, "data", "tokenizer"):
+    for folder in ENTRIES:
         for path in (target / folder).rglob("*"):
             name = path.relative_to(target).as_posix()
             cached = folder == NUMPY and path.suffix in CACHED

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import pickle
 import signal
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
@@ -17,6 +19,8 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from time import thread_time
 from typing import NamedTuple, cast
 
@@ -250,11 +254,15 @@ def _in_processes(
         exact = exact or made.fallback is not None
         return made
 
-    pool = ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=_start_worker, initargs=(work,)
-    )
-    waiting: deque[tuple[Chunk, Future[Encoded]]] = deque()
-    try:
+    with (
+        NamedTemporaryFile(prefix="turnpack-") as file,
+        _pool_of_processes(workers, Path(file.name)) as pool,
+    ):
+        # In a file: what a process is started with goes through a pipe, and of one that dies before
+        # it has read all of that its parent would wait for ever.
+        pickle.dump(work, file)
+        file.flush()
+        waiting: deque[tuple[Chunk, Future[Encoded]]] = deque()
         for chunk in chunks:
             with _interrupts_held():
                 waiting.append((chunk, pool.submit(_in_worker, chunk, exact)))
@@ -262,12 +270,31 @@ def _in_processes(
                 yield done(*waiting.popleft())
         while waiting:
             yield done(*waiting.popleft())
+
+
+@contextlib.contextmanager
+def _pool_of_processes(workers: int, work: Path) -> Iterator[ProcessPoolExecutor]:
+    """Processes with the pickled `work`; where the block fails, they end in the midst of theirs."""
+    context = get_context("spawn")
+    stopping, stop = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(
+        workers, context, initializer=_start_worker, initargs=(work, stopping)
+    )
+    try:
+        yield pool
+        pool.shutdown()
     except BrokenProcessPool:
         raise ChildProcessError(
             "a worker process died, perhaps for lack of memory: try fewer workers"
         ) from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        if sys.version_info >= (3, 11, 5):  # before, a pool may not notice; CPython's issue 94777
+            stop.close()
+            pool.shutdown()
+        else:
+            pool.shutdown(cancel_futures=True)
+            stop.close()
+        stopping.close()
 
 
 @contextlib.contextmanager
@@ -294,20 +321,20 @@ def _interrupts_held() -> Iterator[None]:
 _worker: list[Work] = []
 
 
-def _start_worker(work: Work) -> None:
+def _start_worker(work: Path, stopping: connection.Connection) -> None:
     gc.set_threshold(COLLECT_EVERY)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other processors have workers of their own
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    _worker.append(work)
+    threading.Thread(target=_die_with_parent, args=(stopping,), daemon=True).start()
+    _worker.append(pickle.loads(work.read_bytes()))
 
 
 def _in_worker(chunk: Chunk, exact: bool) -> Encoded:
     return _worker[0](chunk, exact)
 
 
-def _die_with_parent() -> None:
-    """End this process with the one that started it, even if that was killed without a word."""
+def _die_with_parent(stopping: connection.Connection) -> None:
+    """End this process when the one that started it says so, or was killed without a word."""
     parent = parent_process()
     if parent is not None:
-        connection.wait([parent.sentinel])
+        connection.wait([parent.sentinel, stopping])
         os._exit(1)

@@ -15,8 +15,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-import orjson
-
 from . import pipeline, records, tokenizers
 from . import recipe as recipes
 from ._version import __version__
@@ -25,7 +23,7 @@ from .encode import Encoder
 from .fast_tokenizer import Accelerated
 from .job import STAGES, Job, Progress, Settings, StaleError, block_tokens
 from .journal import Journal, input_identity
-from .output import RUN, is_output, replacing, write_json, write_manifest
+from .output import ENTRIES, HIDDEN, RUN, is_output, loads, replacing, write_json, write_manifest
 from .pipeline import Part, Work
 from .recipe import Recipe
 from .report import Report, write_page
@@ -182,6 +180,7 @@ def _prepare(
         for number, (source, part) in enumerate(zip(sources, parts, strict=True))
         for file in part.files
     ]
+    _check_apart(inputs, Path(output))
     report = Report(
         options={
             **{key: value for key, value in options.items() if key not in _NO_OPTIONS},
@@ -200,8 +199,10 @@ def _prepare(
         "tokenizer": dict(report.tokenizer),
         "template": dict(report.template),
         "input": {input.file: input_identity(input.file) for input in inputs},
+        "files": [file for source in sources for file in source.files],
     }
     if recipe is not None:
+        identity["sources"] = [source.name for source in sources]
         identity["templates"] = {
             source.name: _identity(part.encoder.template)
             for source, part in zip(sources, parts, strict=True)
@@ -216,9 +217,7 @@ def _prepare(
             folder = hidden / "new"
             if recipe is not None and recipe.shuffle:
                 splits = {
-                    name: split
-                    if split.holds_all
-                    else Shuffled(split, journal.state, hidden / "sorting", name, seed)
+                    name: Shuffled(split, journal.state, hidden / "sorting", name, seed)
                     for name, split in splits.items()
                 }
             job = options["job"](
@@ -248,6 +247,15 @@ def _prepare(
     except (StaleError, tokenizers.TokenizerError) as error:
         raise OptionError(str(error)) from None
     return report
+
+
+def _check_apart(inputs: Sequence[Input], output: Path) -> None:
+    """Raise OptionError where a file is part of the output, and would be replaced by it."""
+    replaced = {(output / name).resolve() for name in (HIDDEN, *ENTRIES)}
+    for input in inputs:
+        file = Path(input.file).resolve()
+        if replaced & {file, *file.parents}:
+            raise OptionError(f"{input.file} is part of the output {output}, which is replaced")
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -317,9 +325,9 @@ def _check_resumed(journal: Journal, output: Path, report: Report) -> None:
     """Raise OptionError unless what is there is this run's, _AlreadyThere if that is all of it."""
     try:
         if journal.read() is None and is_output(output):
-            about = orjson.loads((output / RUN).read_bytes())
+            about = loads((output / RUN).read_bytes())
             journal.check(about.pop("identity"))
-            there = orjson.loads((output / "report.json").read_bytes())
+            there = loads((output / "report.json").read_bytes())
             for key, value in {**there, **about}.items():
                 setattr(report, key, value)
             raise _AlreadyThere

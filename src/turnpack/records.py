@@ -52,14 +52,10 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class RawRow(NamedTuple):
-    """A row as found: bytes of JSON, a decoded value, or the Reject of what cannot be read.
-
-    `bytes`: of a row of a table, about how many it has.
-    """
+    """A row as found: bytes of JSON, a decoded value, or the Reject of what cannot be read."""
 
     source: Source
     content: Any
-    bytes: int = 0
 
 
 class Slice(NamedTuple):
@@ -134,7 +130,7 @@ class _Range(io.RawIOBase):
 
 def parse(raw: RawRow, format: str | None = None) -> Conversation | Reject:
     """Turn a RawRow into the Conversation it holds, or into the Reject that says why not."""
-    source, row, _ = raw
+    source, row = raw
     if isinstance(row, Reject):
         return row
     try:
@@ -486,7 +482,7 @@ def _parquet_rows(
                     step = min(_BATCH, _BATCH_BYTES // max(1, size) + 1)
                     for start in range(0, batch.num_rows, step):
                         for row in _batch_rows(path, index, batch.slice(start, step)):
-                            yield row._replace(bytes=size)
+                            yield row
                             index += 1
     except (*_UNREADABLE, ValueError) as error:
         yield _unreadable(Source(path, index=index), error)

@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -190,11 +191,25 @@ def _name(split: str, written: Written) -> str:
     return f"data/{split}-{len(written.files):05}.parquet"
 
 
+def is_whole(folder: Path, file: Mapping[str, Any]) -> bool:
+    """Whether a file is there as `Written` lists it, or as `complete_weights` left it since."""
+    path = folder / file["path"]
+    try:
+        return path.stat().st_size == file["bytes"] or _is_weighted(path)
+    except (OSError, pa.ArrowException):
+        return False
+
+
 def complete_weights(folder: Path, written: Written) -> None:
-    """Give `loss_weights` to those files that were written before the first weight was seen."""
+    """Give `loss_weights` to those files that were written before the first weight was seen.
+
+    They were given to some already where a run was stopped here.
+    """
     for file in written.files if written.weighted else ():
         path = folder / file["path"]
-        if "loss_weights" in pq.read_schema(path).names:
+        if _is_weighted(path):
+            if path.stat().st_size != file["bytes"]:
+                file |= _facts(path)
             continue
         with pq.ParquetFile(path) as old, ParquetSink(_part(path), weighted=True) as sink:
             for group in range(old.num_row_groups):
@@ -206,6 +221,10 @@ def complete_weights(folder: Path, written: Written) -> None:
         file |= _settle(path)
 
 
+def _is_weighted(path: Path) -> bool:
+    return "loss_weights" in pq.read_schema(path).names
+
+
 def _part(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
 
@@ -215,4 +234,8 @@ def _settle(path: Path) -> dict[str, Any]:
     with _part(path).open("rb") as file:
         os.fsync(file.fileno())
     os.replace(_part(path), path)
+    return _facts(path)
+
+
+def _facts(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}

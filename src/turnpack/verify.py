@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from .output import CACHED, ENTRIES, MANIFEST, NUMPY, RUN, sha256
+from .output import CACHED, ENTRIES, MANIFEST, NUMPY, RUN, loads, sha256
 from .sinks import Bins, stored
 from .sinks.exports import SINKS
 
@@ -251,8 +251,8 @@ def _report(
 ) -> Iterator[str]:
     """Compare the report with the manifest, and with what was counted if all of it could be."""
     try:
-        report = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as error:
+        report = loads(path.read_bytes())
+    except ValueError as error:
         yield f"{REPORT} is not JSON: {error}"
         return
     if not isinstance(report, dict):
