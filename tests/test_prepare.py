@@ -426,9 +426,10 @@ def test_a_file_name_need_not_be_unicode(run, tmp_path):
     Path(path).write_bytes(b"\n".join([good(1), BAD[0]]))
     run([path])
     assert bins(tmp_path / "out")[0]["source"] == [f"{tmp_path}/\\udcff.jsonl:1"]
+    spelled = f"{tmp_path}/\\udcff.jsonl"
     report = json.loads((tmp_path / "out/report.json").read_text())
-    assert report["inputs"][0]["file"] == path
-    assert json.loads((tmp_path / "out/rejects.jsonl").read_text())["file"] == path
+    assert report["inputs"][0]["file"] == spelled
+    assert json.loads((tmp_path / "out/rejects.jsonl").read_text())["file"] == spelled
 
 
 # -- the directory --------------------------------------------------------------------------------

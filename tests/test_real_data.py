@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 
 import turnpack as tp
-from at_hand import FILES, SHARED, mistral_v1, needs_shared, qwen, rows_of, turns_of
+from at_hand import EACH_FILE, FILES, SHARED, mistral_v1, needs_shared, qwen, rows_of, turns_of
 from turnpack import records, tokenizers
 
 pytestmark = needs_shared
@@ -49,7 +49,7 @@ def sentencepiece_prompt(own, prompt):
 CASES = [("qwen", "chatml"), ("qwen", "alpaca"), ("sentencepiece", "llama2")]
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", EACH_FILE)
 @pytest.mark.parametrize(("family", "template"), CASES)
 def test_every_row(family, template, name):
     rows = rows_of(name)

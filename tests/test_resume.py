@@ -65,7 +65,7 @@ def stopped(options, tmp_path, how, moments, **others):
     return told, done.stderr
 
 
-@pytest.mark.parametrize("strategy", ["stream", "best_fit", "none"])
+@pytest.mark.parametrize("strategy", ["stream", *at_hand.thorough("best_fit", "none")])
 def test_killed_while_it_changes_the_disk(options, tmp_path, strategy):
     moments = [1, 6, *range(12, 700, 61)]
     told, _ = stopped(options, tmp_path, "kill", moments, strategy=strategy)
@@ -75,6 +75,7 @@ def test_killed_while_it_changes_the_disk(options, tmp_path, strategy):
     assert len({each["entries"] for each in killed}) > 3
 
 
+@pytest.mark.thorough
 def test_killed_while_it_makes_other_formats_and_moves(options, tmp_path):
     others = {"sinks": ["numpy", "megatron", "bridge"], "shard_tokens": 1 << 20}
     moments = [*range(8, 120, 7)]
@@ -82,7 +83,7 @@ def test_killed_while_it_makes_other_formats_and_moves(options, tmp_path):
     assert any("moving.json" in name for each in told for name in each["left"])
 
 
-@pytest.mark.parametrize("strategy", ["stream", "best_fit"])
+@pytest.mark.parametrize("strategy", ["stream", *at_hand.thorough("best_fit")])
 def test_a_disk_that_fails(options, tmp_path, strategy):
     moments = [3, *range(12, 700, 63)]
     told, errors = stopped(options, tmp_path, "fail", moments, strategy=strategy)
@@ -94,6 +95,7 @@ def test_a_disk_that_fails(options, tmp_path, strategy):
         assert not begun or each["entries"]
 
 
+@pytest.mark.thorough
 def test_killed_at_random_moments(options, tmp_path):
     stopped(options, tmp_path, "time", [random.random() for _ in range(8)])
 

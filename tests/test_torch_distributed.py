@@ -56,6 +56,7 @@ def test_ranks_are_in_step_and_every_document_comes_once(how):
     assert ranks[0]["epochs"][0] != ranks[0]["epochs"][1]
 
 
+@pytest.mark.thorough
 def test_trainer_resumes_where_its_ranks_were(tmp_path):
     pytest.importorskip("transformers")
     for seen in (ranks := run("trainer", str(tmp_path))):

@@ -14,7 +14,7 @@ import pytest
 import sentencepiece
 
 import turnpack as tp
-from at_hand import FILES, SHARED, mistral_v1, needs_shared, qwen, rows_of, turns_of
+from at_hand import EACH_FILE, SHARED, mistral_v1, needs_shared, qwen, rows_of, turns_of
 from chats import assistant, system, user
 from turnpack import kernels, records, tokenizers
 
@@ -94,7 +94,7 @@ def family(name):
 
 
 @needs_shared
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", EACH_FILE)
 @pytest.mark.parametrize("tokenizer", ["qwen", "sentencepiece"])
 def test_every_row_as_the_originals_build_it(tokenizer, file):
     backend, encode, added = family(tokenizer)

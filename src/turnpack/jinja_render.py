@@ -604,8 +604,10 @@ class JinjaTemplate:
             } | {node.attr for node in tree.find_all(nodes.Getattr)}
             self._loops = loops_within_loops(tree)
             self._traced = _TRACING.from_string(_instrumented(tree))
-        except (jinja2.TemplateError, RecursionError) as error:
+        except jinja2.TemplateError as error:
             raise ValueError(f"not a Jinja chat template: {error}") from None
+        except RecursionError:
+            raise ValueError("not a Jinja chat template: it is nested too deeply") from None
 
     def render(self, variables: Mapping[str, Any]) -> str:
         """The text, without anything traced."""

@@ -325,7 +325,7 @@ def remarks(report: Mapping[str, Any], found: Survey, reader: Reader) -> Iterato
             yield (
                 "warning",
                 f"Nothing of {file['file']} is left: all {file['read']:,} rows "
-                + ("are rejects." if file["rejected"] == file["read"] else "were left out."),
+                + ("are rejects." if file.get("rejected") == file["read"] else "were left out."),
             )
         elif not file.get("read"):
             yield "warning", f"{file.get('file')} has no rows."
