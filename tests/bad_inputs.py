@@ -1185,11 +1185,33 @@ TEMPLATES = section(
     "Chat templates",
     refused(
         "endless-loop",
-        "a loop of 10^15 turns (here with 10^4 steps of the 10^6)",
+        "a loop of 10^15 turns (here with 10^4 steps of the 4 * 10^6)",
         ENDLESS,
         TOO_MUCH,
         "it takes too long",
         around=few_steps,
+    ),
+    refused(
+        "doubling-lists",
+        "a list that holds itself twice, 60 times over",
+        "{% set n = namespace(a=[1]) %}{% for i in range(60) %}{% set n.a = [n.a, n.a] %}"
+        "{% endfor %}{{ n.a == [n.a] }}",
+        TOO_MUCH,
+        "it makes a list of more than 1048576 items",
+    ),
+    refused(
+        "sum-of-lists",
+        "lists that are summed up",
+        "{{ range(9) | batch(1) | sum(start=[]) }}",
+        TOO_MUCH,
+        "it sums up lists",
+    ),
+    refused(
+        "written-namespace",
+        "a namespace that holds itself, written",
+        "{% set n = namespace() %}{% set n.n = n %}{{ n }}",
+        TOO_MUCH,
+        "it writes a namespace",
     ),
     refused(
         "long-lists",

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import at_hand
-from turnpack import chat_template, encode, provenance, records
+from turnpack import encode, provenance, records
 
 Make = Callable[[Path], Any]
 Around = Callable[[Path], contextlib.AbstractContextManager[Any]]
@@ -174,10 +174,7 @@ def short_texts(folder: Path) -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def few_steps(folder: Path) -> Iterator[None]:
-    with (
-        mock.patch.object(provenance, "MAX_STEPS", 10_000),
-        mock.patch.object(chat_template, "MAX_STEPS", 10_000),
-    ):
+    with mock.patch.object(provenance, "MAX_STEPS", 10_000):
         yield
 
 

@@ -24,7 +24,6 @@ from .nouns import Rendered, RowError, Segment
 from .patterns import splitter
 from .provenance import (
     ELSEWHERE,
-    MAX_STEPS,
     TANGLED,
     TOOLS,
     Data,
@@ -328,7 +327,7 @@ class ChatTemplate:
         if tools is not None:
             listed = [Data(tool, TOOLS, ("tools", n)) for n, tool in enumerate(tools)]
             tools = Items(listed, tools, TOOLS, ("tools",))
-        current_trace().steps = MAX_STEPS
+        current_trace().renew()
         written = Written(jinja.pieces(self._variables(traced, tools, how)))
         for piece in written.pieces:
             if type(piece) is Traced and piece._origin == TANGLED:

@@ -25,6 +25,7 @@ from jinja2 import nodes
 from jinja2.compiler import CodeGenerator
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import do_sum
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -125,7 +126,10 @@ class _Dict:
 
 
 class _Namespace(Namespace):
-    """The template's `namespace`: without names that begin with an underscore."""
+    """The template's `namespace`: without names that begin with an underscore, and never written.
+
+    It may hold itself, or others that hold others twice.
+    """
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, rest = args[0], args[1:]
@@ -137,6 +141,9 @@ class _Namespace(Namespace):
     def __setitem__(self, name: str, value: Any) -> None:
         _check_name(name)
         super().__setitem__(name, value)
+
+    def __repr__(self) -> str:
+        refuse_work("writes a namespace")
 
 
 def _check_name(name: Any) -> None:
@@ -239,6 +246,7 @@ class _Tracing(_Plain):
     def __init__(self) -> None:
         super().__init__(finalize=_written)
         self.concat = join  # type: ignore[method-assign]
+        self.filters["sum"] = _sum_filter
         for name, function in self.filters.items():
             if name in _SAFE_FILTERS:
                 self.filters[name] = _counted_filter(function, name not in _AT_ONCE)
@@ -248,7 +256,7 @@ class _Tracing(_Plain):
             tojson=_traced_json, join=_join_filter, string=_as_text, safe=_safe, replace=_replace
         )
         self.filters.update(trim=_trim, default=_default, d=_default, format=_format_filter)
-        self.filters.update(_at=_at, _end=_end, _sum=_sum)
+        self.filters.update(_at=_at, _end=_end, _sum=_sum, _made=_made, _weighed=_weighed)
         self.tests["in"] = _is_in
         self.tests["_longer"] = _is_longer
         self.tests["sequence"] = _is_sequence
@@ -261,9 +269,7 @@ class _Tracing(_Plain):
                 if type(left) is Markup or type(right) is Markup:
                     return _unmodelled(lambda a, b: a + b, left, right)
                 return join((left, right))
-            if isinstance(left, (list, tuple)) and len(left) > _MAX_ITEMS:
-                refuse_work(f"makes a list of {len(left)} items")
-            return left + right
+            return _made(left + right)
         if operator == "%" and isinstance(left, str):
             _check_format(left, right)
             return bounded(formatted(left, right))
@@ -275,6 +281,7 @@ class _Tracing(_Plain):
                         refuse_work(f"repeats something {times} times")
                     if isinstance(one, str):
                         return _unmodelled(lambda a, b: a * b, left, right)
+                    return _made(one * times)
         elif operator == "**" and isinstance(right, int) and right > _MAX_BITS:
             refuse_work(f"raises a number to the power of {right}")
         result = self.binop_table[operator](left, right)
@@ -309,7 +316,7 @@ class _Tracing(_Plain):
         owner = getattr(__callable, "__self__", None)
         if not isinstance(owner, (str, bytes, int)):
             current_trace().spend(1 + _work(args))
-            return super().call(__context, __callable, *args, **kwargs)
+            return _made(super().call(__context, __callable, *args, **kwargs))
         current_trace().spend(1 + (_length(owner) >> 10 if isinstance(owner, str) else 0))
         _check_numbers(args)
         name = __callable.__name__
@@ -372,10 +379,45 @@ def _unmodelled(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> 
     return result
 
 
+_LISTS = (list, tuple, dict, range)
+
+
 def _work(args: tuple[Any, ...]) -> int:
     """Steps for going through long lists, of which a filter or a function may make one."""
-    lists = (list, tuple, dict, range)
-    return sum(len(argument) for argument in args if isinstance(argument, lists)) >> 6
+    return sum(len(argument) for argument in args if isinstance(argument, _LISTS))
+
+
+def _items(value: Any) -> int:
+    """Items of a list and of those in it, each as often as it is there; raises for too many.
+
+    What a template was given counts as one: only what it makes can double with every step.
+    """
+    items, waiting = 0, [value]
+    while waiting:
+        each = waiting.pop()
+        items += len(each)
+        if items > _MAX_ITEMS:
+            refuse_work(f"makes a list of more than {_MAX_ITEMS} items")
+        if type(each) is dict:
+            waiting.extend(key for key in each if type(key) is tuple)
+            each = each.values()
+        if type(each) is not range:
+            waiting.extend(item for item in each if type(item) in _LISTS)
+    return items
+
+
+def _made(value: Any) -> Any:
+    """What a template has made, which might be lists in lists that double with every step."""
+    if type(value) in _LISTS:
+        current_trace().spend(_items(value))
+    return value
+
+
+def _weighed(value: Any) -> Any:
+    """What a template compares or cuts a part of."""
+    if isinstance(value, str):
+        current_trace().spend(_length(value) >> 10)
+    return _made(value)
 
 
 def _check_numbers(args: tuple[Any, ...]) -> None:
@@ -459,6 +501,7 @@ def _as_text(value: Any) -> Any:
         return value
     if value is None or isinstance(value, (int, float, Undefined)):
         return str(value)
+    _made(value)
     sources = traced_in(value)
     text = str(plain_data(value))
     return mixed(text, sources) if sources else text
@@ -491,6 +534,16 @@ def _format_filter(value: Any, *args: Any, **kwargs: Any) -> str:
     return bounded(formatted(pattern, kwargs or args))
 
 
+@jinja2.pass_environment
+def _sum_filter(
+    environment: jinja2.Environment, iterable: Any, attribute: Any = None, start: Any = 0
+) -> Any:
+    """The filter `sum` of numbers; lists would be copied with every one that is added."""
+    if not isinstance(start, (int, float)):
+        refuse_work(f"sums up {type(start).__name__}s")
+    return do_sum(environment, iterable, attribute, start)
+
+
 def _safe(value: Any) -> Any:
     """The filter `safe`: nothing is escaped here, so traced text stays what it is."""
     return value if isinstance(value, Traced) else Markup(_as_text(value))
@@ -506,8 +559,10 @@ def _replace(s: Any, old: Any, new: Any, count: int | None = None) -> str:
 def _traced_json(x: Any, *args: Any, **kwargs: Any) -> str:
     _check_numbers((*args, *kwargs.values()))
     whole = type(x) in (Data, Items)
+    _made(x)
     sources = traced_in(x)
     text = bounded(to_json(plain_data(x), *args, **kwargs))
+    current_trace().spend(len(text) >> 6)
     if whole or (type(x) is Traced and x._pieces is None):
         return _json_piece(text, x._origin, x._value, args, kwargs)
     return mixed(text, sources) if sources else text
@@ -544,6 +599,8 @@ def _is_in(value: Any, container: Any) -> bool:
     """The operator `in`; a text that holds another is asked even if it is the template's."""
     texts = _length(container) >> 10 if isinstance(container, str) else 0
     current_trace().spend(1 + texts + _work((container,)))
+    if isinstance(value, _LISTS):
+        _made(container)
     if type(value) is Traced and isinstance(container, str) and type(container) is not Traced:
         return bool(value._ask("__in__", (container,), str.__contains__(container, value)))
     return value in container
@@ -702,9 +759,29 @@ def _rewritten(node: Any) -> Any:
         if isinstance(first, nodes.Filter) and first.name == "_sum":
             return _added([first.node, *first.args, node.right], node)
         return _added([first, node.right], node)
-    if isinstance(node, nodes.Compare) and len(node.ops) == 1:
-        return _compared(node, node.ops[0]).set_lineno(node.lineno, override=True)
+    if isinstance(node, nodes.Compare):
+        if len(node.ops) == 1:
+            return _compared(node, node.ops[0]).set_lineno(node.lineno, override=True)
+        node.expr = _through("_weighed", node.expr)
+    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
+        node.node = _through("_weighed", node.node)
+    if isinstance(node, (nodes.List, nodes.Dict)) or (
+        isinstance(node, nodes.Tuple) and node.ctx == "load"
+    ):
+        return _through("_made", node)
     return node
+
+
+def _through(name: str, node: nodes.Expr) -> nodes.Expr:
+    """What a filter gives for it; a constant as it is."""
+    if all(isinstance(each, _CONSTANT) for each in (node, *node.find_all(nodes.Expr))):
+        return node
+    through = nodes.Filter(node, name, [], [], None, None)
+    through.set_lineno(node.lineno, override=True)
+    return through
+
+
+_CONSTANT = (nodes.Const, nodes.List, nodes.Tuple, nodes.Dict, nodes.Neg)
 
 
 def _added(terms: list[Any], at: nodes.Node) -> nodes.Node:
@@ -729,6 +806,8 @@ def _compared(node: nodes.Compare, operand: nodes.Operand) -> nodes.Expr:
     ):
         test = nodes.Test(value.node, "_longer", [other], [], None, None)
         return nodes.Not(test) if op in ("lteq", "eq") else test
+    if not isinstance(value, nodes.Const) and not isinstance(other, nodes.Const):
+        node.expr, operand.expr = _through("_weighed", value), _through("_weighed", other)
     return node
 
 

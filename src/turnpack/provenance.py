@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from time import thread_time
 from typing import Any, NoReturn, cast
 
 from .nouns import RowError
@@ -39,7 +40,9 @@ TANGLED: Origin = (ELSEWHERE, "template and messages")
 Value = tuple[Any, ...]
 
 # Steps that one rendering may take: a loop's turn, a call, a kilobyte that is joined.
-MAX_STEPS = 1_000_000
+MAX_STEPS = 4_000_000
+# And seconds of the processor.
+MAX_SECONDS = 5.0
 # Characters that a text may have on its way.
 MAX_TEXT = 1 << 24
 
@@ -51,18 +54,30 @@ class Trace:
     the guards do not tell.
     """
 
-    __slots__ = ("guards", "opaque", "steps")
+    __slots__ = ("ask", "begun", "guards", "opaque", "steps")
 
     def __init__(self) -> None:
         self.guards: dict[tuple[str, Value, tuple[Any, ...]], Any] = {}
         self.opaque = False
+        self.renew()
+
+    def renew(self) -> None:
+        """Count anew, for another text."""
         self.steps = MAX_STEPS
+        self.ask = max(0, MAX_STEPS - 1000)  # at how many left it asks for the time
+        self.begun = thread_time()
 
     def spend(self, steps: int) -> None:
-        """Count steps; raises RowError when there have been too many."""
+        """Count steps; raises RowError when there have been too many, or for too long.
+
+        No template that is meant well is near either bound, so what is refused does not depend on
+        the machine.
+        """
         self.steps -= steps
-        if self.steps < 0:
-            refuse_work("takes too long")
+        if self.steps < self.ask:
+            self.ask = max(0, self.steps - 1000)
+            if self.steps < 0 or thread_time() - self.begun > MAX_SECONDS:
+                refuse_work("takes too long")
 
 
 def bounded(text: str) -> str:
