@@ -15,7 +15,7 @@ from pathlib import Path
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from turnpack import job, rows, selection, shards, shuffle, spool
+from turnpack import duplicates, job, rows, selection, shards, shuffle, spool
 from turnpack.prepare import prepare as prepare_files
 from turnpack.prepare import prepare_recipe
 
@@ -26,7 +26,7 @@ PLACES = [
     *((shards.ParquetSink, name) for name in ("__init__", "write_batch", "close")),
     (rows.Rows, "save"),
     (spool.Spool, "append"),
-    *((selection.Duplicates, name) for name in ("remove", "save", "load")),
+    *((duplicates.Duplicates, name) for name in ("remove", "save", "load")),
 ]
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import at_hand
 from test_prepare import BAD, bins, data_bytes, documents, tree
-from turnpack import job, recipe, selection, shuffle, tokenizers
+from turnpack import duplicates, fates, job, recipe, selection, shuffle, tokenizers
 from turnpack.cli import main
 from turnpack.draws import Draws
 from turnpack.encode import Encoder
@@ -340,13 +340,13 @@ def test_no_row_and_no_token_is_lost(tmp_path, write, backend, monkeypatch, reci
 def test_a_lost_row_is_a_bug(run, monkeypatch):
     files = {"a": [chat(n) for n in range(9)]}
     text = '[[sources]]\nname = "a"\nfiles = "a.jsonl"\nweight = 0.5'
-    real = selection.Fates.add
+    real = fates.Fates.add
 
     def forgetful(self, fate, *arguments):
         if fate != "sampled_out":
             real(self, fate, *arguments)
 
-    monkeypatch.setattr(selection.Fates, "add", forgetful)
+    monkeypatch.setattr(fates.Fates, "add", forgetful)
     with pytest.raises(RuntimeError, match=r"rows of .*a\.jsonl were lost, this is a bug"):
         run(text, files=files)
 
@@ -672,6 +672,16 @@ def test_weights_of_messages_come_along(run, tmp_path, monkeypatch):
             weight = 0.5 if int(source.rpartition(":")[2]) % 2 else 1.0
             expected = [weight * (label != -100) for label in row["labels"][start:end]]
             assert row["loss_weights"][start:end] == expected
+
+
+def test_a_full_disk_under_the_duplicates_is_an_os_error(tmp_path):
+    inputs = [fates.Input(0, "a", "a.jsonl", 9)]
+    seen = duplicates.Duplicates("across", tmp_path, inputs, lambda told: None)
+    seen._base.execute("PRAGMA max_page_count = 2")
+    digests = [b"%016d" % number for number in range(1000)]
+    with pytest.raises(OSError, match=r"database or disk is full.*duplicates.sqlite3"):
+        any(seen._first(digest, 0, 0, 0, -1) for digest in digests)
+    seen.close()
 
 
 # -- the command line ------------------------------------------------------------------------------

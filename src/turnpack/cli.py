@@ -205,7 +205,7 @@ def _encoding(
     default="stream",
     show_default=True,
     help="Packing: stream (as rows come), best_fit or first_fit (all tokens in memory), in_order "
-    "or none (each row by itself).",
+    "(each row behind the one before it) or none (each row by itself).",
 )
 @click.option(
     "--window",

@@ -21,15 +21,17 @@ from typing import Any, BinaryIO, ClassVar, cast
 import numpy as np
 
 from .binning import Binning
+from .duplicates import Duplicates
 from .encode import FallbackWarning
 from .fast_tokenizer import Accelerated
+from .fates import Fates, Input
 from .journal import Journal
 from .nouns import Reject, RowError, Source
 from .output import json_line, keep_only, sync
 from .pipeline import Chunk, Encoded, Work, encoded
 from .records import RawRow, Slice, raw_rows
 from .rows import Rows
-from .selection import Choice, Duplicates, Fates, Input, Selection
+from .selection import Choice, Selection
 from .shards import Shards, Written, is_whole
 
 # Rows and bytes that are encoded in one call. Fixed, so that nothing depends on the number of

@@ -25,6 +25,7 @@ import pyarrow as pa
 from . import pipeline
 from .binning import Binning, Block
 from .fast_tokenizer import Accelerated
+from .fates import Fates, Input
 from .job import Job, Settings, Tally
 from .journal import Journal
 from .nouns import Plan
@@ -32,7 +33,7 @@ from .output import sync
 from .pieces import Piece
 from .pipeline import Work
 from .rows import Rows
-from .selection import Choice, Fates, Input
+from .selection import Choice
 from .shards import Written
 
 # Bins of a piece, the emptiest, whose rows are packed again together with those of all others.

@@ -30,10 +30,10 @@ import pyarrow as pa
 from . import records
 from .encode import Begun, Encoder
 from .fast_tokenizer import Accelerated
+from .fates import Described, describe
 from .nouns import Conversation, Reject, Source
 from .records import RawRow
 from .rows import Rows
-from .selection import Described, describe
 from .tokenizers import Backend
 
 # Objects made between two searches for garbage in cycles. A row makes some ten, none of them in a

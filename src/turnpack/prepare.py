@@ -21,13 +21,13 @@ from ._version import __version__
 from .binning import Binning, binning
 from .encode import Encoder
 from .fast_tokenizer import Accelerated
+from .fates import FATES, Input
 from .job import STAGES, Job, Progress, Settings, StaleError, block_tokens
 from .journal import Journal, input_identity
 from .output import ENTRIES, HIDDEN, RUN, is_output, loads, replacing, write_json, write_manifest
 from .pipeline import Part, Work
 from .recipe import Recipe
 from .report import Report, write_page
-from .selection import FATES, Input
 from .shards import complete_weights
 from .shuffle import Shuffled
 from .sinks import exports
@@ -79,9 +79,9 @@ def prepare(
     """Turn chat files into packed bins in the directory `output`, and report what was done.
 
     `capacity`: tokens a bin may have, `max_length` by default. `strategy`: "stream" packs as rows
-    come, `window` of them waiting; "in_order" and "none" (each row by itself) do not hold rows
-    either, "best_fit" and "first_fit" hold all tokens in memory. Bins are shuffled by `seed`, those
-    of a stream among some million tokens. `validation`: the share of conversations that goes into
+    come, `window` of them waiting; "in_order" (each behind the one before it) and "none" (each by
+    itself) do not hold rows either, "best_fit" and "first_fit" hold all tokens in memory. Bins are
+    shuffled by `seed`, those of a stream among some million tokens. `validation`: the share of conversations that goes into
     files of a split of that name, chosen by their tokens and `seed`.
 
     `strict`: stop at the first bad row. `workers`: processes that encode, None for what the machine

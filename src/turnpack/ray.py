@@ -27,6 +27,7 @@ import pyarrow as pa
 from . import prepare as here
 from .binning import Binning
 from .encode import FallbackWarning
+from .fates import Fates, Input
 from .job import REJECTS, Progress, Settings, Tally, add
 from .journal import Journal
 from .output import keep_only
@@ -37,7 +38,7 @@ from .prepare import OptionError
 from .records import UNREADABLE, Slice
 from .report import Report
 from .rows import Rows
-from .selection import Choice, Fates, Input
+from .selection import Choice
 from .shards import Shards, Written, adopt
 
 __all__ = ["prepare", "prepare_recipe"]

@@ -1,31 +1,25 @@
 """Which conversations of a source are kept, and how often: filters, duplicates, weight and cap.
 
-Owns what is decided about a conversation that was encoded, and the count of what became of each.
+Owns what is decided about a conversation that was encoded; what became of each is fates.py's count.
 All of it depends on the order of the input and the seed, not on how the input comes in chunks.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from hashlib import blake2b
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import orjson
 
 from .draws import Draws
-from .nouns import Conversation, Source
+from .duplicates import Duplicates
+from .fates import Conversations, Described, Fates, Int64s
 from .rows import Rows
 from .spool import Spool
-
-Int64s = npt.NDArray[np.int64]
 
 DUPLICATES = ("keep", "within", "across")
 UNITS = ("rows", "tokens")
@@ -33,8 +27,6 @@ UNITS = ("rows", "tokens")
 # They wait in memory until they are complete.
 GROUP = 4096
 GROUP_TOKENS = 1 << 22
-# Memory of SQLite's, in KiB.
-CACHE = 64 << 10
 
 
 # -- what is asked for -----------------------------------------------------------------------------
@@ -90,151 +82,6 @@ class Choice:
         return self.cap_rows is not None or self.cap_tokens is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
-    """A file of a source: which part of the job that is, what it is called, and its bytes."""
-
-    part: int
-    source: str
-    file: str
-    bytes: int
-
-
-# -- what must be known of a conversation ----------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """What tokens do not tell of conversations: `turns` and `places` int64 of each, and digests.
-
-    `places` `[n, 2]`: line and index, -1 where there is none. `digests`: of messages and tools.
-    """
-
-    numbers: Int64s
-    turns: Int64s
-    places: Int64s
-    digests: list[bytes] | None
-
-    def take(self, numbers: Int64s) -> Described:
-        """Those of these numbers, in this order."""
-        at = np.searchsorted(self.numbers, numbers)
-        digests = self.digests
-        return Described(
-            numbers,
-            self.turns[at],
-            self.places[at],
-            None if digests is None else [digests[place] for place in at.tolist()],
-        )
-
-
-def describe(
-    numbers: Sequence[int], conversations: Sequence[Conversation], digests: bool
-) -> Described:
-    """Describe conversations, which are numbered in ascending order."""
-    turns = [sum(m["role"] == "assistant" for m in c.messages) for c in conversations]
-    places = [
-        (-1 if s.line is None else s.line, -1 if s.index is None else s.index)
-        for s in (cast(Source, conversation.source) for conversation in conversations)
-    ]
-    return Described(
-        np.array(numbers, np.int64),
-        np.array(turns, np.int64),
-        np.array(places, np.int64).reshape(-1, 2),
-        [_digest(conversation) for conversation in conversations] if digests else None,
-    )
-
-
-def _digest(conversation: Conversation) -> bytes:
-    value = [conversation.messages, conversation.tools]
-    try:
-        text = orjson.dumps(value, default=repr, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # a lone surrogate, or an integer past 64 bits
-        text = json.dumps(value, default=repr, sort_keys=True).encode()
-    return blake2b(text, digest_size=16).digest()
-
-
-# -- what became of them ---------------------------------------------------------------------------
-
-FATES = ("filtered", "duplicates", "sampled_out", "kept", "packed")
-
-
-@dataclass(slots=True)
-class Fates:
-    """What became of encoded conversations, in JSON's types.
-
-    `counts`: by fate and input, conversations and tokens. What is "kept" is "packed", repeats
-    counted. `reasons`: why conversations were filtered, by source.
-    """
-
-    counts: dict[str, dict[str, list[int]]] = field(default_factory=dict)
-    reasons: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    def add(self, fate: str, inputs: npt.NDArray[Any], tokens: Int64s, times: Any = None) -> None:
-        """Count conversations by the number of their input; each so many times, or once."""
-        by_input = self.counts.setdefault(fate, {})
-        times = np.ones(len(inputs), np.int64) if times is None else times
-        for number in np.unique(inputs).tolist():
-            of_it = inputs == number
-            counts = by_input.setdefault(str(number), [0, 0])
-            counts[0] += int(times[of_it].sum())
-            counts[1] += int((tokens * times)[of_it].sum())
-
-    def merge(self, more: Fates) -> None:
-        """Count what became of others as well."""
-        for fate, by_input in more.counts.items():
-            counted = self.counts.setdefault(fate, {})
-            for number, counts in by_input.items():
-                before = counted.get(number, [0, 0])
-                counted[number] = [a + b for a, b in zip(before, counts, strict=True)]
-        for source, reasons in more.reasons.items():
-            known = self.reasons.setdefault(source, {})
-            for reason, number_of in reasons.items():
-                known[reason] = known.get(reason, 0) + number_of
-
-    def of(self, fate: str, inputs: Sequence[int]) -> tuple[int, int]:
-        """Conversations and tokens of some inputs."""
-        counts = [self.counts.get(fate, {}).get(str(number), (0, 0)) for number in inputs]
-        return sum(number for number, _ in counts), sum(tokens for _, tokens in counts)
-
-
-@dataclass(frozen=True, slots=True)
-class _Conversations:
-    """Rows by conversation: where each starts and ends, its input and its tokens."""
-
-    rows: Rows
-    starts: Int64s
-    stops: Int64s
-    inputs: npt.NDArray[np.int32]
-    tokens: Int64s
-
-    @classmethod
-    def of(cls, rows: Rows) -> _Conversations:
-        starts = np.flatnonzero(rows.first)
-        stops = np.append(starts[1:], len(rows))[: len(starts)]
-        offsets = rows.tokens.offsets
-        return cls(rows, starts, stops, rows.files[starts], offsets[stops] - offsets[starts])
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def take(self, chosen: Int64s) -> Rows:
-        """The rows of the chosen ones, in this order."""
-        if len(chosen) == len(self) and (chosen == np.arange(len(self))).all():
-            return self.rows
-        sizes = (self.stops - self.starts)[chosen]
-        before = np.cumsum(sizes) - sizes
-        return self.rows.take(np.repeat(self.starts[chosen] - before, sizes) + _count(sizes))
-
-    def repeated(self, copies: Int64s) -> Iterator[Rows]:
-        """All of them once, then all that come twice, and so on: copies are far from each other."""
-        for number in range(int(copies.max(initial=0))):
-            yield self.take(np.flatnonzero(copies > number))
-
-
-def _count(sizes: Int64s) -> Int64s:
-    return np.arange(int(sizes.sum()))
-
-
 # -- the choice ------------------------------------------------------------------------------------
 
 
@@ -272,7 +119,7 @@ class Selection:
             if self._duplicates is not None:
                 rows = self._duplicates.remove(rows, described, self._number, self._fates)
         if self._weight is None:
-            here = _Conversations.of(rows)
+            here = Conversations.of(rows)
             yield from self._keep(here, np.ones(len(here), np.int64))
             return
         for group in self._weight.add(rows):
@@ -289,7 +136,7 @@ class Selection:
     def _filter(self, rows: Rows, described: Described) -> tuple[Rows, Described]:
         if not self._choice.filters:
             return rows, described
-        filters, here = self._choice.filters, _Conversations.of(rows)
+        filters, here = self._choice.filters, Conversations.of(rows)
         before = np.append(0, np.cumsum(rows.tokens.loss_mask, dtype=np.int64))
         offsets = rows.tokens.offsets
         trained = before[offsets[here.stops]] - before[offsets[here.starts]]
@@ -310,13 +157,13 @@ class Selection:
         left = np.flatnonzero(~out)
         return here.take(left), described.take(described.numbers[left])
 
-    def _sampled(self, group: tuple[_Conversations, Int64s]) -> Iterator[Rows]:
+    def _sampled(self, group: tuple[Conversations, Int64s]) -> Iterator[Rows]:
         here, copies = group
         out = copies == 0
         self._fates.add("sampled_out", here.inputs[out], here.tokens[out])
         return self._keep(here, copies)
 
-    def _keep(self, here: _Conversations, copies: Int64s) -> Iterator[Rows]:
+    def _keep(self, here: Conversations, copies: Int64s) -> Iterator[Rows]:
         if self._cap is not None:
             self._cap.add(here, copies)
             return
@@ -353,10 +200,10 @@ class _Weight:
         self._decided = 0  # conversations
         self._seen = self._given = 0  # conversations, or tokens, of those decided
 
-    def add(self, rows: Rows) -> Iterator[tuple[_Conversations, Int64s]]:
+    def add(self, rows: Rows) -> Iterator[tuple[Conversations, Int64s]]:
         """Take further rows; yield complete groups, and the copies of each conversation."""
         while len(rows):
-            here = _Conversations.of(rows)
+            here = Conversations.of(rows)
             tokens = self._tokens + np.cumsum(here.tokens)
             full = int(np.searchsorted(tokens, GROUP_TOKENS)) + 1
             taken = min(full, GROUP - self._count, len(here))
@@ -368,16 +215,16 @@ class _Weight:
             if self._count == GROUP or self._tokens >= GROUP_TOKENS:
                 yield from self.end()
 
-    def end(self) -> Iterator[tuple[_Conversations, Int64s]]:
+    def end(self) -> Iterator[tuple[Conversations, Int64s]]:
         """Yield what waits as a group."""
         if self._parts:
-            here = _Conversations.of(Rows.join(self._parts))
+            here = Conversations.of(Rows.join(self._parts))
             self._parts, self._count, self._tokens = [], 0, 0
             copies = self._copies(here)
             self._decided += len(here)
             yield here, copies
 
-    def _copies(self, here: _Conversations) -> Int64s:
+    def _copies(self, here: Conversations) -> Int64s:
         """All as often as the weight's whole part says, and some once more, drawn by lot."""
         cost = here.tokens if self._by == "tokens" else np.ones(len(here), np.int64)
         whole = math.floor(self._weight)
@@ -434,7 +281,7 @@ class _Cap:
         self._facts = np.empty((0, 3), np.int64)
         self._sorted = 0
 
-    def add(self, here: _Conversations, copies: Int64s) -> None:
+    def add(self, here: Conversations, copies: Int64s) -> None:
         """Take conversations, so many copies of each."""
         keys = self._draws.take(self._seen, len(here))
         self._seen += len(here)
@@ -476,7 +323,7 @@ class _Cap:
         self._fates.add("kept", inputs, tokens)
         self._fates.add("packed", inputs, tokens, copies)
         for rows, columns in self._spool.read():
-            here = _Conversations.of(rows)
+            here = Conversations.of(rows)
             keys, copies = columns["key"][here.starts], columns["copies"][here.starts]
             yield from here.repeated(np.where(keys <= self._limit, copies, 0))
 
@@ -495,79 +342,3 @@ class _Cap:
         self._seen, self._sorted = state["seen"], state["sorted"]
         self._limit = np.uint64(int(state["limit"]))
         self._spool = Spool(self._path, state["spool"])
-
-
-# -- duplicates ------------------------------------------------------------------------------------
-
-
-class Duplicates:
-    """The conversations that there were already: the first one stays, in order of the sources.
-
-    `how`: "within" a source, or "across" all. What was seen is in an SQLite file in `folder`.
-    Every duplicate among the `inputs` goes to `tell`, with its place and that of
-    the first.
-    """
-
-    def __init__(
-        self,
-        how: str,
-        folder: Path,
-        inputs: Sequence[Input],
-        tell: Callable[[dict[str, Any]], object],
-    ) -> None:
-        self._within = how == "within"
-        self._inputs = inputs
-        self._tell = tell
-        self._file = folder / "duplicates.sqlite3"
-        self._seen = 0
-        self._base = sqlite3.connect(self._file)
-        self._base.execute(f"PRAGMA cache_size = -{CACHE}")
-        self._base.execute(
-            "CREATE TABLE IF NOT EXISTS seen (digest BLOB PRIMARY KEY, number INTEGER, "
-            "input INTEGER, line INTEGER, place INTEGER) WITHOUT ROWID"
-        )
-
-    def remove(self, rows: Rows, described: Described, source: int, fates: Fates) -> Rows:
-        """Return the rows without the duplicates, which are counted and told."""
-        here = _Conversations.of(rows)
-        key = source.to_bytes(4, "little") if self._within else b""
-        new = np.ones(len(here), bool)
-        places, inputs = described.places.tolist(), here.inputs.tolist()
-        for at, digest in enumerate(described.digests or ()):
-            known = self._base.execute(
-                "INSERT OR IGNORE INTO seen VALUES (?, ?, ?, ?, ?)",
-                (digest + key, self._seen + at, inputs[at], *places[at]),
-            )
-            if not known.rowcount:
-                new[at] = False
-                first = self._base.execute(
-                    "SELECT input, line, place FROM seen WHERE digest = ?", (digest + key,)
-                ).fetchone()
-                duplicate = self._place(inputs[at], *places[at])
-                self._tell({**duplicate, "first": self._place(*first)})
-        self._seen += len(here)
-        fates.add("duplicates", here.inputs[~new], here.tokens[~new])
-        return here.take(np.flatnonzero(new))
-
-    def _place(self, number: int, line: int, index: int) -> dict[str, Any]:
-        place = {"line": line, "index": index}
-        return {
-            "source": self._inputs[number].source,
-            "file": self._inputs[number].file,
-            **{key: value for key, value in place.items() if value >= 0},
-        }
-
-    def save(self) -> dict[str, Any]:
-        """Put what was seen on the disk; return the state, whose `files` `load` needs."""
-        self._base.commit()
-        return {"files": [self._file.name], "seen": self._seen}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Forget what was seen after the state."""
-        self._seen = state["seen"]
-        self._base.execute("DELETE FROM seen WHERE number >= ?", (self._seen,))
-        self._base.commit()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._base.close()
