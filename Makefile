@@ -34,8 +34,9 @@ test-slow: .venv/slow
 	$(BIN)/pytest -m slow
 
 # What takes too long for every day.
-soak: .venv/test
+soak: .venv/test .venv/bench
 	$(BIN)/pytest -m soak
+	GB=20 $(BIN)/python benchmarks/large.py
 
 # The kernels of the GPU, emulated, under AddressSanitizer (`make test` has UBSan).
 sanitize: .venv/test
