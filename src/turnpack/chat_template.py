@@ -25,6 +25,7 @@ from .patterns import splitter
 from .provenance import (
     ELSEWHERE,
     TANGLED,
+    TOO_MUCH,
     TOOLS,
     Data,
     Items,
@@ -669,8 +670,9 @@ class ChatTemplate:
                     with tracing() as trace:
                         self._what_is_known = self._learn(messages, trace)
                     break
-                except RowError:  # of a kind that this template does not write
-                    continue
+                except RowError as error:  # of a kind that this template does not write
+                    if error.reason == TOO_MUCH:
+                        break
         return self._what_is_known
 
     def _learn(self, messages: Sequence[PlainMessage], trace: Trace) -> _Known:

@@ -36,6 +36,7 @@ from .jinja_tame import loops_within_loops
 from .nouns import RowError
 from .provenance import (
     MAX_TEXT,
+    TOO_MUCH,
     Data,
     Items,
     Mark,
@@ -712,7 +713,7 @@ def _refused(error: BaseException) -> RowError:
         return error
     said = str(error) or type(error).__name__
     if isinstance(error, RecursionError):
-        return RowError("the chat template asks for too much", "it calls itself without end")
+        return RowError(TOO_MUCH, "it calls itself without end")
     return RowError(REFUSED, said)
 
 

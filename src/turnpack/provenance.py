@@ -45,6 +45,8 @@ MAX_STEPS = 4_000_000
 MAX_SECONDS = 5.0
 # Characters that a text may have on its way.
 MAX_TEXT = 1 << 24
+# The reason of what goes beyond.
+TOO_MUCH = "the chat template asks for too much"
 
 
 class Trace:
@@ -89,7 +91,7 @@ def bounded(text: str) -> str:
 
 def refuse_work(what: str) -> NoReturn:
     """Refuse a template that would fill the memory or run for ever."""
-    raise RowError("the chat template asks for too much", f"it {what}")
+    raise RowError(TOO_MUCH, f"it {what}")
 
 
 class _Now(threading.local):
