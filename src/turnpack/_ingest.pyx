@@ -1,5 +1,5 @@
-# Owns the loops over Python containers: lists of ids to ragged arrays and back, and the messages
-# that are nothing but a role and a text, as nearly all are.
+# Owns the loops over Python containers: lists of ids to ragged arrays and back, the messages
+# that are nothing but a role and a text, as nearly all are, and what is asked of every row.
 # Takes Python objects and returns arrays or lists; array arithmetic is the core's.
 
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
@@ -8,7 +8,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from cpython.unicode cimport PyUnicode_AsUTF8
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from turnpack._checks import is_int
 
 cdef extern from "Python.h":
     bint PyUnicode_IS_ASCII(object)
+    Py_ssize_t PyUnicode_GET_LENGTH(object)
+    uint32_t PyUnicode_READ_CHAR(object, Py_ssize_t)
 
 
 cdef extern from *:
@@ -226,3 +228,49 @@ def plain_messages(object items, str role_key, str text_key, dict roles):
             return None
         messages.append({"role": role, "content": text})
     return messages
+
+
+def text_size(object value, int levels):
+    """How many bytes or characters the texts in lists and dicts have, to so many levels."""
+    cdef Py_ssize_t size = 0
+    if type(value) is str or type(value) is bytes:
+        return len(value)
+    if levels == 0:
+        return 0
+    if type(value) is dict:
+        for item in (<dict>value).values():
+            size += text_size(item, levels - 1)
+    elif type(value) is list:
+        for item in <list>value:
+            size += text_size(item, levels - 1)
+    return size
+
+
+def is_nested(object value, int levels):
+    """Whether lists and dicts are nested more than so many levels deep."""
+    if type(value) is dict:
+        value = (<dict>value).values()
+    elif type(value) is not list:
+        return False
+    if levels == 0:
+        return True
+    for item in value:
+        if (type(item) is dict or type(item) is list) and is_nested(item, levels - 1):
+            return True
+    return False
+
+
+def sampled(list texts, int one_in):
+    """The places of about one in so many texts; which ones is for each text alone to say."""
+    cdef Py_ssize_t place, at, size
+    cdef uint64_t mixed
+    cdef list places = []
+    for place in range(len(texts)):
+        text = <str?>texts[place]
+        size = PyUnicode_GET_LENGTH(text)
+        mixed = size + 1
+        for at in range(0, size, size // 64 + 1):
+            mixed = (mixed ^ PyUnicode_READ_CHAR(text, at)) * <uint64_t>0x100000001B3ULL
+        if ((mixed * <uint64_t>0x9E3779B97F4A7C15ULL) >> 40) % one_in == 0:
+            places.append(place)
+    return places

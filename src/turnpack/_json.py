@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from ._ingest import is_nested
 from .nouns import RowError
 
 MAX_DEPTH = 100  # far below where pickle, repr and JSON writers hit Python's recursion limit
@@ -32,21 +33,6 @@ def check_depth(value: Any) -> None:
     """Raise RowError if lists and objects are nested so deeply that later stages could choke."""
     if is_nested(value, MAX_DEPTH):
         raise RowError("nested too deeply", f"more than {MAX_DEPTH} levels")
-
-
-def is_nested(value: Any, levels: int) -> bool:
-    """Whether lists and objects are nested more than so many levels deep."""
-    level = [value] if isinstance(value, (dict, list)) else []
-    for _ in range(levels):
-        if not level:
-            return False
-        level = [
-            child
-            for node in level
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, (dict, list))
-        ]
-    return bool(level)
 
 
 def excerpt(data: bytes) -> str:

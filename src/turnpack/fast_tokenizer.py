@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from reprlib import repr as short
 from typing import Any, NamedTuple
-from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
+
+from ._ingest import sampled
 
 Ids = npt.NDArray[np.int32]
 Offsets = npt.NDArray[np.int64]
@@ -161,7 +162,8 @@ class Accelerated:
         if self._fast is None or not texts:
             return self.encode_exactly(texts, continues)
         first = range(max(0, min(FIRST - self.compared, len(texts))))
-        sample = [place for place, text in enumerate(texts) if _is_sample(text)]
+        # By the text alone, so that no worker differs.
+        sample = sampled(list(texts), ONE_IN)
         return self._encode_fast(texts, continues, {*first, *sample})
 
     def _encode_fast(
@@ -227,12 +229,6 @@ _HARD = (
     ),
     *(" " * 300, "\n" * 300, "a" * 3000, "。，" * 200, "ab " * 500, "\u0301" * 40),
 )
-
-
-def _is_sample(text: str) -> bool:
-    """Whether a text is one of those compared; by the text alone, so that no worker differs."""
-    middle = len(text) // 2
-    return crc32(text[middle : middle + 16].encode("utf-8", "replace"), len(text)) % ONE_IN == 0
 
 
 def _arrays(made: Any) -> Ragged:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, ClassVar, cast
 
 import numpy as np
 
+from ._ingest import text_size
 from .binning import Binning
 from .duplicates import Duplicates
 from .encode import FallbackWarning
@@ -72,7 +73,7 @@ class Progress:
 
 def block_tokens(shard_tokens: int) -> int:
     """Tokens of a block, in which a stream's bins are shuffled, and which is written at once."""
-    return max(1, shard_tokens // 32)
+    return max(1, shard_tokens // 128)
 
 
 @dataclass(slots=True)
@@ -114,17 +115,6 @@ class Settings:
         Less than a file may have: the block may be larger than it was meant to be.
         """
         return self.shard_tokens - 2 * block_tokens(self.shard_tokens)
-
-
-def _size(content: Any, levels: int = 8) -> int:
-    """About how many bytes a row has: as it was read, or the texts of what was decoded."""
-    if isinstance(content, (bytes, str)):
-        return len(content)
-    if isinstance(content, dict):
-        content = content.values()
-    elif not isinstance(content, list):
-        return 0
-    return sum(_size(item, levels - 1) for item in content) if levels else 0
 
 
 def add(counts: dict[str, Any], more: Mapping[str, Any]) -> None:
@@ -221,7 +211,7 @@ class Job:
                 rows, size = [], 0
                 for row in islice(behind, CHUNK):
                     rows.append(row)
-                    size += _size(row.content)
+                    size += text_size(row.content, 8)
                     if size > CHUNK_BYTES:
                         break
                 add(self.tally.seconds, {"read": thread_time() - begun})

@@ -25,7 +25,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ._json import MAX_DEPTH, check_depth, decode, excerpt, is_nested
+from ._ingest import is_nested
+from ._json import MAX_DEPTH, check_depth, decode, excerpt
 from .formats import FORMATS, check_format, conversation
 from .nouns import Conversation, Reject, RowError, Source
 
