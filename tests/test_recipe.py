@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 import at_hand
 from test_prepare import BAD, bins, data_bytes, documents, tree
+from test_resume import interrupt
 from turnpack import duplicates, fates, job, recipe, selection, shuffle, tokenizers
 from turnpack.cli import main
 from turnpack.draws import Draws
@@ -448,6 +450,24 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(write, tmp_path, folder, how, s
     if shuffled == "true":
         sorting = [any("sorting/" in name for name in one["left"]) for one in stopped]
         assert sorting == [False, False, False, True, True]
+
+
+def test_a_run_goes_on_in_the_midst_of_a_capped_source(write, tmp_path, folder, monkeypatch):
+    """Where the source holds all that it is given, and no block is ever filled."""
+    monkeypatch.setattr(job, "CHUNK", 50)
+    text = (
+        'shuffle = false\ntokenizer_backend = "hf"\nshard_tokens = 4000\n'
+        '[[sources]]\nname = "a"\nfiles = "a.jsonl"\ncap = { rows = 20 }\n'
+        '[[sources]]\nname = "b"\nfiles = "b.jsonl"\n'
+    )
+    path = write(text, a=[chat(n) for n in range(600)], b=FILES["c"])
+    run = partial(prepare_recipe, path, tokenizer=folder)
+    run(output=tmp_path / "whole")
+    interrupt(monkeypatch, 2, run, output=tmp_path / "out")
+    told = []
+    run(output=tmp_path / "out", resume=True, progress=told.append)
+    assert 50 < told[0].rows <= 600
+    assert data_bytes(tmp_path / "out") == data_bytes(tmp_path / "whole")
 
 
 def test_another_recipe_does_not_go_on(run, tmp_path):

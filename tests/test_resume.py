@@ -109,7 +109,7 @@ class Stop(BaseException):
     pass
 
 
-def interrupt(monkeypatch, entries, **options):
+def interrupt(monkeypatch, entries, run=prepare, **options):
     """A run that stops behind so many entries in the journal."""
     write, made = journal.Journal.write, []
 
@@ -122,7 +122,7 @@ def interrupt(monkeypatch, entries, **options):
     with monkeypatch.context() as patch:
         patch.setattr(journal.Journal, "write", stopping)
         with pytest.raises(Stop):
-            prepare(**options)
+            run(**options)
 
 
 @pytest.fixture

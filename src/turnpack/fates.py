@@ -83,6 +83,19 @@ def _digest(conversation: Conversation) -> bytes:
     return blake2b(text, digest_size=16).digest()
 
 
+def add_by_number(
+    sums: dict[str, list[int]], numbers: npt.NDArray[Any], *values: npt.NDArray[Any]
+) -> None:
+    """Add integers to the sums of their numbers, which are spelled as JSON's keys are."""
+    found, which = np.unique(numbers, return_inverse=True)
+    added = np.zeros((len(values), len(found)), np.int64)
+    for each, of_number in zip(values, added, strict=True):
+        np.add.at(of_number, which, each)
+    for number, more in zip(found.tolist(), added.T.tolist(), strict=True):
+        before = sums.get(str(number), [0] * len(values))
+        sums[str(number)] = [a + b for a, b in zip(before, more, strict=True)]
+
+
 @dataclass(slots=True)
 class Fates:
     """What became of encoded conversations, in JSON's types.
@@ -96,13 +109,8 @@ class Fates:
 
     def add(self, fate: str, inputs: npt.NDArray[Any], tokens: Int64s, times: Any = None) -> None:
         """Count conversations by the number of their input; each so many times, or once."""
-        by_input = self.counts.setdefault(fate, {})
         times = np.ones(len(inputs), np.int64) if times is None else times
-        for number in np.unique(inputs).tolist():
-            of_it = inputs == number
-            counts = by_input.setdefault(str(number), [0, 0])
-            counts[0] += int(times[of_it].sum())
-            counts[1] += int((tokens * times)[of_it].sum())
+        add_by_number(self.counts.setdefault(fate, {}), inputs, times, tokens * times)
 
     def merge(self, more: Fates) -> None:
         """Count what became of others as well."""

@@ -242,7 +242,7 @@ class Job:
             warnings.warn(chunk.fallback, FallbackWarning, stacklevel=4)
         filled = self._pass_on(self._choose(chunk), len(chunk.rows.tokens.input_ids))
         add(tally.seconds, {"write": written, "plan": thread_time() - planning})
-        if (filled or self._all_held) and self._since >= self._settings.due:
+        if (filled or self._nothing_goes_on) and self._since >= self._settings.due:
             self._checkpoint()
         self._tell("encode", min(tally.bytes, self._before[-1]), self._before[-1], tally.tokens)
 
@@ -330,6 +330,11 @@ class Job:
     @property
     def _all_held(self) -> bool:
         return all(split.holds_all for split in self._splits.values())
+
+    @property
+    def _nothing_goes_on(self) -> bool:
+        """Whether no block is filled before the end of the input, or of the part."""
+        return self._all_held or (self._selection is not None and self._selection.holds_all)
 
     def _flush(self) -> None:
         """Write all that waits. What a strategy has held until now may be more than one file."""

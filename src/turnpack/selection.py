@@ -112,6 +112,11 @@ class Selection:
             draws = Draws(seed, f"cap {number}")
             self._cap = _Cap(choice.cap_rows, choice.cap_tokens, draws, fates, folder, number)
 
+    @property
+    def holds_all(self) -> bool:
+        """Whether nothing goes on before the source is at its end."""
+        return self._cap is not None
+
     def add(self, rows: Rows, described: Described | None) -> Iterator[Rows]:
         """Take what was encoded of a chunk; yield what goes on of it and those before."""
         if described is not None:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from . import kernels
 from .binning import Block, stretches
+from .fates import add_by_number
 from .nouns import Packed
 from .output import sha256, sync
 from .rows import Rows
@@ -133,14 +134,8 @@ class Shards:
 
     def _count(self, rows: Rows, packed: Packed) -> None:
         written, chosen = self.written, packed.source
-        files, first = rows.files[chosen], rows.first[chosen]
-        lengths = rows.tokens.lengths[chosen]
-        for number in np.unique(files).tolist():
-            of_it = files == number
-            counts = written.inputs.setdefault(str(number), [0, 0, 0])
-            counts[0] += int(np.count_nonzero(first & of_it))
-            counts[1] += int(np.count_nonzero(of_it))
-            counts[2] += int(lengths[of_it].sum())
+        first, lengths = rows.first[chosen], rows.tokens.lengths[chosen]
+        add_by_number(written.inputs, rows.files[chosen], first, np.ones_like(lengths), lengths)
         written.rows += len(chosen)
         written.trained += int(np.count_nonzero(packed.labels != -100))
 
