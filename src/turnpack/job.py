@@ -73,7 +73,7 @@ class Progress:
 
 def block_tokens(shard_tokens: int) -> int:
     """Tokens of a block, in which a stream's bins are shuffled, and which is written at once."""
-    return max(1, shard_tokens // 128)
+    return max(1, shard_tokens // 64)
 
 
 @dataclass(slots=True)
