@@ -79,6 +79,7 @@ lint: .venv/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
 	$(BIN)/stubtest --mypy-config-file pyproject.toml turnpack._core turnpack._ingest turnpack.torch._cells \
 		$(if $(wildcard src/turnpack/_cuda.*.so),turnpack._cuda)
 	$(BIN)/clang-format --dry-run -Werror csrc/* tests/*.cpp tests/fuzz/*.cpp tests/fuzz/*.h \
