@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -126,8 +127,11 @@ def main() -> None:
             continue
         for old, new in errors:
             count += 1
+            began = time.monotonic()
             found = caught(target, Path("csrc", name), old, new, given.seconds)
-            print(f"{'caught  ' if found else 'SURVIVED'} {name}: {old}  ->  {new}", flush=True)
+            took = f"{time.monotonic() - began:4.0f} s"
+            fate = "caught  " if found else "SURVIVED"
+            print(f"{fate} {took}  {target}, {name}: {old}  ->  {new}", flush=True)
             if not found:
                 survived.append(f"{name}: {new}")
     print(f"{count - len(survived)} of {count} caught")

@@ -49,10 +49,11 @@ FLAGS = [
     *("-std=c++17", "-O2", "-g1", "-fno-omit-frame-pointer", "-pthread", "-Icsrc", "-Itests/fuzz"),
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     "-DTP_ROWS_A_THREAD=16",
+    "-DTP_TILE=128",
 ]
-# Freed memory is reused soon, and where it came from is told in short: else that is most of a run.
+# Freed memory is reused soon, and where it came from is not told: else that is most of a run.
 ENVIRONMENT = {
-    "ASAN_OPTIONS": "quarantine_size_mb=4:malloc_context_size=4",
+    "ASAN_OPTIONS": "quarantine_size_mb=1:malloc_context_size=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
 }
 
@@ -85,9 +86,11 @@ def texts_of(path: Path, seen: dict[Path, bytes]) -> dict[Path, bytes]:
 
 def compiled(source: str) -> Path:
     program, has_fuzzer = compiler()
-    # Only what is tested says which inputs are new.
+    # Only what is tested says which inputs are new, and by its branches alone: what it compares is
+    # hardly ever a byte of the input.
     guided = has_fuzzer and source.startswith("csrc/")
-    command = [program, *FLAGS, *(["-fsanitize=fuzzer-no-link"] if guided else [])]
+    coverage = ["-fsanitize-coverage=inline-8bit-counters,pc-table"]
+    command = [program, *FLAGS, *(coverage if guided else [])]
     parts = texts_of(ROOT / source, {}).values()
     key = hashlib.sha256(b"\0".join([repr(command).encode(), *parts])).hexdigest()[:16]
     made = BUILD / f"{Path(source).stem}-{key}.o"
