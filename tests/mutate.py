@@ -57,7 +57,7 @@ ERRORS = {
         ("space - units < units ? 1", "space - units <= units ? 1"),
         ("start + (bin + 1) * each", "start + bin * each"),
         ("start + (i + 1) * each", "start + i * each"),
-        ("starts[at] + run.rows - 1)", "starts[at] + run.rows)"),
+        ("starts[at] < end; ++at", "starts[at] + 1 < end; ++at"),
     ],
     ("plan", "by_length.h"): [
         ("ends_[length - 1]", "ends_[length - 2]"),

@@ -28,11 +28,16 @@ Ids scrambled_ids(int64_t size) {
     return made;
 }
 
-// Sizes of rows, some so long that they go over several tiles.
+// Sizes of rows, some so long that they go over several tiles, some so short and so many that they
+// fill one.
 Numbers row_sizes(Input& in, int64_t least) {
     Numbers sizes = in.sizes(1 + in.below(8), 64);
     const int64_t scale = in.one_in(3) ? 8 : 1;
     for (int64_t& size : sizes) size = least + size * (in.one_in(2) ? scale : 1);
+    if (in.seldom()) {
+        const int64_t at = in.below(static_cast<int64_t>(sizes.size()));
+        sizes.insert(sizes.begin() + at, cuda::kTile + in.below(cuda::kTile), 1);
+    }
     return sizes;
 }
 

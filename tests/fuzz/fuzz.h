@@ -78,18 +78,20 @@ class Input {
         if (!values.empty() && one_in(12)) values[below(256) % values.size()] = any();
     }
 
-    // How many threads to run on: one most of the time, for more cost what a hundred runs on one
-    // do. It hangs on all the bytes, so that what a fuzzer makes of an input seldom shares its
-    // threads.
-    int64_t threads() const {
+    // What costs much hangs on all the bytes, so that an input made of a costly one seldom is one.
+    bool seldom() const { return (hash() >> 40) % 16 == 0; }
+    // On how many threads to run: more than one cost what a hundred runs do.
+    int64_t threads() const { return hash() >> 58 ? 1 : 2 + static_cast<int64_t>(hash() >> 56); }
+
+  private:
+    uint64_t hash() const {
         uint64_t hash = 0;
         for (const uint8_t* at = begin_; at < end_; ++at) {
             hash = (hash + *at + 1) * 0x9E3779B97F4A7C15u;
         }
-        return hash >> 58 ? 1 : 2 + static_cast<int64_t>(hash >> 56);
+        return hash;
     }
 
-  private:
     const uint8_t* begin_;
     const uint8_t* at_;
     const uint8_t* end_;

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 BUILD = Path(os.environ.get("TURNPACK_FUZZ_BUILD", ROOT / "build" / "fuzz"))
 CORPUS = ROOT / "tests" / "corpus"
 KEPT = 64  # inputs of a target that are worth keeping
+LONGEST = 20  # seconds; what takes that long never ends, for most take a ten-thousandth of one
 
 # What each target runs on.
 TARGETS = {
@@ -139,6 +140,7 @@ def run(target: str, seconds: int, runs: int, seed: int | None) -> tuple[int, Pa
     for old in folder.glob("crash*"):
         old.unlink()
     command = [built(target), folder / "inputs", "-max_len=256", "-entropic=0", "-reload=0"]
+    command += [f"-timeout={LONGEST}", "-artifact_prefix=crash-"]
     command += [f"-max_total_time={seconds}"] if seconds else [f"-runs={runs}"]
     command += [] if seed is None else [f"-seed={seed}"]
     done = subprocess.run(
