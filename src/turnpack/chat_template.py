@@ -595,16 +595,15 @@ class ChatTemplate:
         items: list[Item] = []
         everything = how.train_on == "all" and not how.for_inference
         for number, piece in enumerate(written.pieces):
-            traced = type(piece) is Traced
-            if traced:
-                origin, field = piece._origin  # type: ignore[attr-defined]
+            if type(piece) is Traced:
+                origin, field = piece._origin
                 kind = "text"
                 if origin != ELSEWHERE:
                     own = messages[origin]["role"] == "assistant"
                     kind = "own" if own and field != "name" else kind
-                parts = [(0, kind, piece)]
+                parts: list[tuple[int, str, str]] = [(0, kind, piece)]
             else:
-                parts = self._split(piece)
+                origin, parts = ELSEWHERE, self._split(piece)
             for at, kind, text in parts:
                 while change <= (number, at):
                     weight = coming
@@ -617,7 +616,7 @@ class ChatTemplate:
                     change, coming = next(upcoming)
                 if text == self.bos and kind == "control":
                     items.append((kind, text, None))
-                elif everything and traced and origin != ELSEWHERE:
+                elif everything and origin != ELSEWHERE:
                     items.append((kind, text, loss_weight(messages[origin])))
                 else:
                     items.append((kind, text, weight))

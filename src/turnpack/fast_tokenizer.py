@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from reprlib import repr as short
@@ -93,7 +94,7 @@ class Gigatoken:
         return _merged(made, groups)
 
 
-class Accelerated:
+class Accelerated(ABC):
     """Base of a backend whose ordinary text gigatoken may encode.
 
     A backend itself has `encode_exactly` and `_library`. `fallback` is set where the two
@@ -107,9 +108,9 @@ class Accelerated:
     _fast: Gigatoken | None = None
     _library: str
 
+    @abstractmethod
     def encode_exactly(self, texts: Sequence[str], continues: Sequence[bool]) -> Ragged:
         """As `encode_batch`, by the tokenizer's own library."""
-        raise NotImplementedError
 
     @property
     def exact(self) -> bool:

@@ -65,7 +65,7 @@ _MAX_ITEMS = 1 << 20
 _MAX_BITS = 4096
 
 
-class Message(dict):  # type: ignore[type-arg]
+class Message(dict[Any, Any]):
     """A message as a traced template sees it; it knows its number."""
 
     __slots__ = ("number",)
@@ -243,10 +243,10 @@ class _Tracing(_Plain):
     """The environment in which text is traced and work is counted."""
 
     intercepted_binops = frozenset(("+", "%", "*", "**"))
+    concat = staticmethod(join)
 
     def __init__(self) -> None:
         super().__init__(finalize=_written)
-        self.concat = join  # type: ignore[method-assign]
         self.filters["sum"] = _sum_filter
         for name, function in self.filters.items():
             if name in _SAFE_FILTERS:
@@ -306,7 +306,8 @@ class _Tracing(_Plain):
                 exact = _format_fields(pattern, args, kwargs)
                 if exact is not None:
                     return exact
-            text = own(*plain_data(args), **plain_data(kwargs))  # type: ignore[misc]
+            assert own is not None
+            text = own(*plain_data(args), **plain_data(kwargs))
             sources = traced_in([pattern, args, kwargs])
             return mixed(text, sources, tangled=True) if sources else text
 

@@ -261,6 +261,9 @@ class Planner:
     def __init__(
         self, capacity: int, window: int = 4096, *, align: int = 1, max_rows: int | None = None
     ) -> None:
+        self._begin(capacity, window, align, max_rows)
+
+    def _begin(self, capacity: int, window: int, align: int, max_rows: int | None) -> None:
         capacity, window, align, most = _arguments.planner(capacity, window, align, max_rows)
         self._core = _core.Planner(capacity, window, align, most)
         self._settings = {
@@ -308,8 +311,7 @@ class Planner:
         return self.state_dict()
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        settings = {key: state[key] for key in ("capacity", "window", "align", "max_rows")}
-        self.__init__(**settings)  # type: ignore[misc]
+        self._begin(state["capacity"], state["window"], state["align"], state["max_rows"])
         self.load_state_dict(state)
 
     def _plan(self, bins: tuple[Int64s, Int64s, Int64s]) -> Plan:

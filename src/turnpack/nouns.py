@@ -7,9 +7,9 @@ Nothing here reads files, knows a template or computes a result.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from reprlib import repr as short
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -242,13 +242,13 @@ class _Arrays:
 
     __slots__ = ()
     __hash__ = None  # type: ignore[assignment]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
         return all(
-            _same(getattr(self, item.name), getattr(other, item.name))
-            for item in fields(self)  # type: ignore[arg-type]
+            _same(getattr(self, item.name), getattr(other, item.name)) for item in fields(self)
         )
 
 
@@ -527,7 +527,7 @@ _Noun = TypeVar("_Noun", bound=_Arrays)
 def trusted(noun: type[_Noun], *values: Any) -> _Noun:
     """Make an array noun of what a kernel computed, its invariants kept already."""
     made = object.__new__(noun)
-    for item, value in zip(fields(noun), values, strict=True):  # type: ignore[arg-type]
+    for item, value in zip(fields(made), values, strict=True):
         object.__setattr__(made, item.name, value)
     return made
 

@@ -157,19 +157,17 @@ def join(parts: Iterable[str]) -> str:
     pieces: list[str] = []
     is_plain = True
     for part in parts:
-        kind = type(part)
-        if kind is str:
+        if type(part) is str:
             if part:
                 pieces.append(part)
-        elif kind is Traced:
+        elif type(part) is Traced:
             is_plain = False
-            inner = part._pieces  # type: ignore[attr-defined]
-            if inner is None:
+            if part._pieces is None:
                 pieces.append(part)
             else:
-                pieces += inner
+                pieces += part._pieces
         else:
-            is_plain = is_plain and kind is not Mark
+            is_plain = is_plain and type(part) is not Mark
             pieces.append(part)
     if is_plain:
         return text
@@ -337,13 +335,13 @@ class Traced(str):
             _now.trace.opaque = True
         return str.__hash__(self)
 
-    def __contains__(self, part: object) -> bool:
+    def __contains__(self, part: Any) -> bool:
         if self._pieces is not None and type(part) is str:
             if any(part in piece for piece in self._pieces if type(piece) is str):
                 return True  # whatever the conversation says
             if not _straddles(self._pieces, part):
                 return any(part in piece for piece in self._pieces if type(piece) is Traced)
-        return bool(self._ask("__contains__", (part,), str.__contains__(self, part)))  # type: ignore[operator]
+        return bool(self._ask("__contains__", (part,), str.__contains__(self, part)))
 
     def __len__(self) -> int:
         _now.trace.opaque = True
@@ -659,7 +657,7 @@ def formatted(pattern: str, values: Any) -> str:
     return mixed(text, sources, tangled=True) if sources else text
 
 
-class Data(dict):  # type: ignore[type-arg]
+class Data(dict[Any, Any]):
     """An object of the conversation (a tool, a call's arguments), traced as a whole.
 
     Written as JSON it is one piece of text. To look into it is to ask for its structure: what its
@@ -725,7 +723,7 @@ def _inner(item: Any, origin: Origin, value: Value) -> Any:
     return item
 
 
-class Items(list):  # type: ignore[type-arg]
+class Items(list[Any]):
     """A list of the conversation; written as JSON it is one piece of text."""
 
     __slots__ = ("_content", "_origin", "_value")

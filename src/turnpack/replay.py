@@ -241,10 +241,10 @@ def _runs(items: Sequence[Item]) -> list[list[Item]]:
 
 def _value(text: str) -> Value:
     """How a text of the conversation is computed."""
-    value: Value | None = text._value  # type: ignore[attr-defined]
-    if value is None:
+    assert type(text) is Traced
+    if text._value is None:
         raise ValueError("a text that cannot be computed again")
-    return value
+    return text._value
 
 
 def _first_characters(tokens: Sequence[str]) -> list[str] | None:

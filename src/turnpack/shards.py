@@ -1,7 +1,7 @@
 """Blocks of bins → the Parquet files of a split, written in a thread of their own.
 
 Owns where a file ends and the next begins, and what is counted in what was written. What a file
-looks like is sinks.py's.
+looks like is sinks/parquet.py's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter, thread_time
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -96,12 +95,7 @@ class Shards:
     def __enter__(self) -> Shards:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
         if self._sink is not None:
             with contextlib.suppress(Exception):  # there is an error already

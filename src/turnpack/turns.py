@@ -185,9 +185,9 @@ class Turns:
         written = self.written
         regions = [r for r in written.regions if r[2] == number]
         slots = [
-            place
-            for place, piece in enumerate(written.pieces)
-            if type(piece) is Traced and piece._origin[0] == number
+            (place, piece._origin[1])
+            for place, piece in written.traced((0, 0), written.end)
+            if piece._origin[0] == number
         ]
         within = written.region(number)
         if any(piece._origin == MIXED for _, piece in written.traced(*within)):
@@ -201,7 +201,7 @@ class Turns:
             if inside:
                 self._lost(number, "the template writes it in several places")
         else:
-            begin, end = (slots[0], 0), written.end
+            begin, end = (slots[0][0], 0), written.end
         foreign = not regions or any(
             piece._origin[0] != number for _, piece in written.traced(begin, end)
         )
@@ -209,24 +209,24 @@ class Turns:
             end = self._as_it_would_end(number, end)
         # Some templates write a call's name again with its result: that is no answer.
         answer = [
-            place
-            for place in slots
-            if begin <= (place, 0) < end and written.pieces[place]._origin[1] in ANSWER_FIELDS  # type: ignore[attr-defined]
+            (place, field)
+            for place, field in slots
+            if begin <= (place, 0) < end and field in ANSWER_FIELDS
         ]
         outside = {
-            piece._origin[1]  # type: ignore[attr-defined]
-            for place in slots
-            if place not in answer and (piece := written.pieces[place])
+            field
+            for place, field in slots
+            if (place, field) not in answer and written.pieces[place]
         }
         if (slots and not answer) or (outside & ANSWER_FIELDS) - {"tool_calls"}:
             self._lost(number, "its text stands outside of its turn")
-        first = (answer[0], 0) if answer else end
+        first = (answer[0][0], 0) if answer else end
         start = self._start(number, begin, first)
-        behind = max(start, (answer[-1] + 1, 0)) if answer else start
+        behind = max(start, (answer[-1][0] + 1, 0)) if answer else start
         for _, piece in written.traced(start, behind):
             if piece._origin[0] != number:
                 self._lost(number, "other text stands within it")
-        calls = bool(answer) and written.pieces[answer[-1]]._origin[1] == "tool_calls"  # type: ignore[attr-defined]
+        calls = bool(answer) and answer[-1][1] == "tool_calls"
         return Span(start, self._stop(number, behind, end, calls), number)
 
     def _lost(self, number: int, why: str) -> None:
@@ -294,15 +294,14 @@ class Turns:
     def _behind_tail(self, prompt: Written, begin: Place, first: Place) -> Place | None:
         """Where the text leaves what the prompt writes behind the last message."""
         written = self.written
-        before = [place for place, _ in written.traced((0, 0), min(begin, first))]
-        asked = [place for place, _ in prompt.traced((0, 0), prompt.end)]
+        before = [*written.traced((0, 0), min(begin, first))]
+        asked = [*prompt.traced((0, 0), prompt.end)]
         if not before or not asked:
             return None
-        mine, other = written.pieces[before[-1]], prompt.pieces[asked[-1]]
-        if mine._origin != other._origin:  # type: ignore[attr-defined]
+        (mine, last), (theirs, other) = before[-1], asked[-1]
+        if last._origin != other._origin:
             return None
-        tail = prompt.literal((asked[-1] + 1, 0))
-        return self._leaves(tail, (before[-1] + 1, 0))
+        return self._leaves(prompt.literal((theirs + 1, 0)), (mine + 1, 0))
 
     def _behind_cue(self, prompt: Written, begin: Place) -> Place | None:
         """Where the text of the turn leaves what the prompt writes behind its loop."""

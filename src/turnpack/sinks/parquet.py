@@ -6,7 +6,6 @@ Owns the columns and how they are written; what is written from such files is th
 from __future__ import annotations
 
 import os
-from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
@@ -96,10 +95,5 @@ class ParquetSink:
     def __enter__(self) -> ParquetSink:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

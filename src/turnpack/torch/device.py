@@ -439,10 +439,10 @@ def _indices(name: str, value: Any) -> Int64s:
     return _checks.indices(name, value)
 
 
-def _ids_of(name: str, value: Any, place: torch.device) -> tuple[Any, npt.NDArray[np.int32]]:
+def _ids_of(name: str, value: Any, place: torch.device) -> tuple[Any, Any]:
     """The ids where they are, and for the checks an array of the CPU: themselves or none."""
     if isinstance(value, (np.ndarray, list, tuple)):
-        return value, value  # type: ignore[return-value]
+        return value, value
     return tensor_of(name, value, torch.int32, place), np.zeros(0, np.int32)
 
 
