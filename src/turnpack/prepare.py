@@ -22,7 +22,7 @@ from .binning import Binning, binning
 from .encode import Encoder
 from .fast_tokenizer import Accelerated
 from .fates import FATES, Input
-from .job import STAGES, Job, Progress, Settings, StaleError, block_tokens
+from .job import STAGES, Assignment, Job, Progress, Settings, StaleError, block_tokens
 from .journal import Journal, input_identity
 from .output import ENTRIES, HIDDEN, RUN, is_output, loads, replacing, write_json, write_manifest
 from .pipeline import Part, Work
@@ -220,7 +220,7 @@ def _prepare(
                     name: Shuffled(split, journal.state, hidden / "sorting", name, seed)
                     for name, split in splits.items()
                 }
-            job = options["job"](
+            assignment = Assignment(
                 folder,
                 journal,
                 Work(parts),
@@ -237,6 +237,7 @@ def _prepare(
                 ),
                 options["progress"] or (lambda progress: None),
             )
+            job = options["job"](assignment)
             job.run([source.files for source in sources], options["workers"])
             _count(report, job, inputs, backend, recipe)
             _finish(report, job, folder, backend, options["sinks"])
