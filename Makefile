@@ -79,6 +79,7 @@ lint: .venv/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
 	$(BIN)/stubtest --mypy-config-file pyproject.toml turnpack._core turnpack._ingest turnpack.torch._cells \
 		$(if $(wildcard src/turnpack/_cuda.*.so),turnpack._cuda)
 	$(BIN)/clang-format --dry-run -Werror csrc/* tests/*.cpp tests/fuzz/*.cpp tests/fuzz/*.h \
@@ -99,13 +100,15 @@ docs: .venv/docs
 	$(BIN)/pdoc --output-directory docs/api turnpack turnpack.prepare turnpack.ray turnpack.tokenizers turnpack.torch
 	@echo "The reference is docs/api/index.html."
 
-# A wheel without CUDA and an sdist in dist/, looked at, and tested where nothing else is: the wheel
-# with all tests, by PYTHON; the sdist by being what the wheel is built of.
+# An sdist, and of it a wheel for PYTHON without CUDA, in dist/; looked at, and tested with all tests
+# where nothing else is.
 wheel: .venv/release
 	rm -rf dist build
-	TURNPACK_CUDA=0 PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build
-	$(BIN)/python .ci/check_wheel.py dist/*.whl
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build --sdist
 	$(PYTHON) -m venv dist/venv
+	TURNPACK_CUDA=0 PIP_CONSTRAINT="$(CURDIR)/constraints.txt" dist/venv/bin/pip wheel --quiet \
+		--disable-pip-version-check --no-deps --wheel-dir dist dist/*.tar.gz
+	$(BIN)/python .ci/check_wheel.py dist/*.whl
 	dist/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		"$$(ls dist/*.whl)[test]"
 	dist/venv/bin/pytest --numprocesses auto

@@ -193,7 +193,7 @@ struct MaskTiles {
 
 // One block, one thread of which reads: what it reads comes into shared memory by all of them.
 struct MaskEntries {
-    static constexpr int kHeld = 4096;
+    static constexpr int kHeld = 2 * kTile;
     static constexpr int kMostStates = kHeld / 2;
     struct Shared {
         int32_t exits[kHeld];

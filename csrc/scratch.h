@@ -17,9 +17,9 @@ template <class T>
 class Scratch {
   public:
     explicit Scratch(int64_t size) {
-        constexpr size_t kHuge = size_t{1} << 21;
         const size_t bytes = size * sizeof(T);
 #ifdef __linux__
+        constexpr size_t kHuge = size_t{1} << 21;
         if (bytes >= kHuge / 2) {
             const size_t rounded = (bytes + kHuge - 1) / kHuge * kHuge;
             memory_.reset(static_cast<T*>(std::aligned_alloc(kHuge, rounded)));

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +57,7 @@ ERRORS = {
         ("space - units < units ? 1", "space - units <= units ? 1"),
         ("start + (bin + 1) * each", "start + bin * each"),
         ("start + (i + 1) * each", "start + i * each"),
-        ("starts[at] + run.rows - 1)", "starts[at] + run.rows)"),
+        ("starts[at] < end; ++at", "starts[at] + 1 < end; ++at"),
     ],
     ("plan", "by_length.h"): [
         ("ends_[length - 1]", "ends_[length - 2]"),
@@ -126,8 +127,11 @@ def main() -> None:
             continue
         for old, new in errors:
             count += 1
+            began = time.monotonic()
             found = caught(target, Path("csrc", name), old, new, given.seconds)
-            print(f"{'caught  ' if found else 'SURVIVED'} {name}: {old}  ->  {new}", flush=True)
+            took = f"{time.monotonic() - began:4.0f} s"
+            fate = "caught  " if found else "SURVIVED"
+            print(f"{fate} {took}  {target}, {name}: {old}  ->  {new}", flush=True)
             if not found:
                 survived.append(f"{name}: {new}")
     print(f"{count - len(survived)} of {count} caught")

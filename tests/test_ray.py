@@ -304,7 +304,7 @@ def test_a_dataset(cluster, here, options, tmp_path):
         on_ray.prepare(dataset, output=out, resume=True, **options)
     before = tree(out)
     dataset.write_parquet = lambda path: None
-    with on_ray._written(dataset, out), pytest.raises(BlockingIOError, match="another process"):
+    with on_ray._written(dataset, out), pytest.raises(BlockingIOError, match="is writing there"):
         on_ray.prepare(dataset, output=out, **options)
     assert tree(out) == before
 

@@ -28,12 +28,13 @@ from .fast_tokenizer import Accelerated
 from .fates import Fates, Input
 from .journal import Journal
 from .nouns import Reject, RowError, Source
-from .output import json_line, keep_only, sync
+from .output import json_line, keep_only
 from .pipeline import Chunk, Encoded, Work, encoded
 from .records import RawRow, Slice, raw_rows
 from .rows import Rows
 from .selection import Choice, Selection
 from .shards import Shards, Written, is_whole
+from .system import processors, sync
 
 # Rows and bytes that are encoded in one call. Fixed, so that nothing depends on the number of
 # workers; small enough that a call ends within a second.
@@ -73,7 +74,7 @@ class Progress:
 
 def block_tokens(shard_tokens: int) -> int:
     """Tokens of a block, in which a stream's bins are shuffled, and which is written at once."""
-    return max(1, shard_tokens // 128)
+    return max(1, shard_tokens // 64)
 
 
 @dataclass(slots=True)
@@ -201,8 +202,8 @@ class Job:
                 add(self.tally.seconds, shards.seconds)
 
     def _processes(self) -> int:
-        processors = len(os.sched_getaffinity(0))
-        return processors if processors >= MANY_PROCESSORS and self._before[-1] >= MANY_BYTES else 1
+        found = processors()
+        return found if found >= MANY_PROCESSORS and self._before[-1] >= MANY_BYTES else 1
 
     def _chunks(self, raw: Sequence[Iterator[RawRow]]) -> Iterator[Chunk]:
         for part in range(self._part, len(raw)):

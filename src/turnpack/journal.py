@@ -13,7 +13,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from .output import JOURNAL, dumps, keep_only, loads, sync, write_json
+from .output import JOURNAL, dumps, keep_only, loads, write_json
+from .system import sync
 
 
 class Journal:

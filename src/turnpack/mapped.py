@@ -6,7 +6,6 @@ the files is sinks/'s.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -19,6 +18,7 @@ import numpy.typing as npt
 import orjson
 import pyarrow.parquet as pq
 
+from . import system
 from .output import NUMPY, write_json
 from .sinks import NUMPY_ARRAYS, NumpySink, stored
 
@@ -58,7 +58,7 @@ def load(files: Sequence[Path], folder: Path) -> Arrays:
     if not _is_of(folder, sources):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with (folder.parent / f"{folder.name}.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            system.lock(lock.fileno())
             if not _is_of(folder, sources):
                 decode(files, folder)
     return {

@@ -7,7 +7,6 @@ files hold.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import itertools
 import json
@@ -21,12 +20,15 @@ from typing import Any
 
 import orjson
 
+from . import system
 from ._version import __version__
+from .system import sync
 
 MANIFEST = "manifest.json"
 NUMPY = "numpy"
 # The folder in which a run makes what it will move into place, and what may lie there.
 HIDDEN = ".turnpack"
+LOCK = "lock"
 JOURNAL = "journal.json"
 MOVING = "moving.json"
 # In the order in which an old output is taken away; the new one comes in reverse, so that a
@@ -55,11 +57,7 @@ def replacing(directory: str | os.PathLike[str], resume: bool = False) -> Iterat
     that turnpack did not write, BlockingIOError where another process works on it.
     """
     target = Path(directory)
-    made = _make(target)
-    hidden = target / HIDDEN
-    lock = None
-    try:
-        lock = _locked(target, hidden)
+    with alone_in(target, HIDDEN) as hidden:
         _end_move(target, hidden)
         _refuse_strangers(target)
         if not (resume and (hidden / JOURNAL).exists()):
@@ -69,15 +67,36 @@ def replacing(directory: str | os.PathLike[str], resume: bool = False) -> Iterat
         yield hidden
         _move(target, hidden)
         _clear(hidden)
-        made.clear()
+
+
+@contextmanager
+def alone_in(target: Path, name: str) -> Iterator[Path]:
+    """Yield a hidden folder in `target` that no other process is in, nor another call.
+
+    Folders are made where they are missing, and those that were made are removed behind the block:
+    the hidden one unless there is a journal in it, the others if nothing else is in them.
+
+    Raises BlockingIOError where another is in it.
+    """
+    made = _make(target)
+    hidden = target / name
+    try:
+        lock = _locked(target, hidden)
+        try:
+            yield hidden
+        finally:
+            ends = not (hidden / JOURNAL).exists()
+            if ends:
+                shutil.rmtree(hidden, ignore_errors=True)
+            os.close(lock)
+            if ends and system.OPEN_FILES_STAY:
+                with suppress(OSError):  # another has it open by now
+                    (hidden / LOCK).unlink()
+                    hidden.rmdir()
     finally:
-        if lock is not None and not (hidden / JOURNAL).exists():
-            shutil.rmtree(hidden, ignore_errors=True)
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
-        if lock is not None:
-            os.close(lock)
 
 
 def _locked(target: Path, hidden: Path) -> int:
@@ -85,20 +104,18 @@ def _locked(target: Path, hidden: Path) -> int:
     for attempt in itertools.count():
         try:
             hidden.mkdir(exist_ok=True)
-            lock = os.open(hidden / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+            lock = os.open(hidden / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             if isinstance(error, FileNotFoundError) and attempt < 100:
                 continue  # the run before us ended just now
             error.filename = str(target)  # it is the directory that cannot be written
             raise
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not system.try_lock(lock):
             by = os.read(lock, 100).decode("ascii", "replace") or "another process"
             os.close(lock)
-            raise BlockingIOError(errno.EAGAIN, f"{by} is writing there", str(target)) from None
+            raise BlockingIOError(errno.EAGAIN, f"{by} is writing there", str(target))
         with suppress(OSError):
-            if os.path.samestat(os.stat(hidden / "lock"), os.fstat(lock)):
+            if os.path.samestat(os.stat(hidden / LOCK), os.fstat(lock)):
                 break
         os.close(lock)  # of a folder that was removed meanwhile
     with suppress(OSError):
@@ -110,8 +127,8 @@ def _locked(target: Path, hidden: Path) -> int:
 def _clear(hidden: Path) -> None:
     """Remove everything but the lock; the journal first, as it would vouch for the rest."""
     (hidden / JOURNAL).unlink(missing_ok=True)
-    keep_only(hidden, ["lock", MOVING])
-    keep_only(hidden, ["lock"])
+    keep_only(hidden, [LOCK, MOVING])
+    keep_only(hidden, [LOCK])
 
 
 def is_output(directory: str | os.PathLike[str]) -> bool:
@@ -253,15 +270,6 @@ def keep_only(folder: Path, names: Iterable[str]) -> None:
     for path in folder.iterdir():
         if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def sync(path: Path) -> None:
-    """See to it that a file, or the names in a folder, survive the machine."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def sha256(path: Path) -> str:

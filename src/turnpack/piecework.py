@@ -29,12 +29,12 @@ from .fates import Fates, Input
 from .job import Assignment, Job, Settings, Tally
 from .journal import Journal
 from .nouns import Plan
-from .output import sync
 from .pieces import Piece
 from .pipeline import Work
 from .rows import Rows
 from .selection import Choice
 from .shards import Written
+from .system import sync
 
 # Bins of a piece, the emptiest, whose rows are packed again together with those of all others.
 LEFT = 8

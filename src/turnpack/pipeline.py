@@ -20,9 +20,9 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryDirectory
 from time import thread_time
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,7 @@ from .fates import Described, describe
 from .nouns import Conversation, Reject, Source
 from .records import RawRow
 from .rows import Rows
+from .system import interrupts_held
 from .tokenizers import Backend
 
 # Objects made between two searches for garbage in cycles. A row makes some ten, none of them in a
@@ -255,16 +256,16 @@ def _in_processes(
         return made
 
     with (
-        NamedTemporaryFile(prefix="turnpack-") as file,
-        _pool_of_processes(workers, Path(file.name)) as pool,
+        TemporaryDirectory(prefix="turnpack-") as folder,
+        _pool_of_processes(workers, pickled := Path(folder) / "work") as pool,
     ):
         # In a file: what a process is started with goes through a pipe, and of one that dies before
         # it has read all of that its parent would wait for ever.
-        pickle.dump(work, file)
-        file.flush()
+        with pickled.open("wb") as file:
+            pickle.dump(work, file)
         waiting: deque[tuple[Chunk, Future[Encoded]]] = deque()
         for chunk in chunks:
-            with _interrupts_held():
+            with interrupts_held():  # stopping them is our business
                 waiting.append((chunk, pool.submit(_in_worker, chunk, exact)))
             if len(waiting) > 2 * workers:
                 yield done(*waiting.popleft())
@@ -308,20 +309,11 @@ def seldom_collecting() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Keep SIGINT from processes that start here: stopping them is their parent's business."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 _worker: list[Work] = []
 
 
-def _start_worker(work: Path, stopping: connection.Connection) -> None:
+def _start_worker(work: Path, stopping: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where they cannot be held back from us
     gc.set_threshold(COLLECT_EVERY)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other processors have workers of their own
     threading.Thread(target=_die_with_parent, args=(stopping,), daemon=True).start()
@@ -332,7 +324,7 @@ def _in_worker(chunk: Chunk, exact: bool) -> Encoded:
     return _worker[0](chunk, exact)
 
 
-def _die_with_parent(stopping: connection.Connection) -> None:
+def _die_with_parent(stopping: Any) -> None:
     """End this process when the one that started it says so, or was killed without a word."""
     parent = parent_process()
     if parent is not None:

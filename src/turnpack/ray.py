@@ -7,15 +7,13 @@ All machines must see the input and the output under the same paths.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import os
 import pickle
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +26,7 @@ from . import prepare as here
 from .encode import FallbackWarning
 from .fates import Fates
 from .job import REJECTS, Assignment, Progress, Tally, add
-from .output import keep_only
+from .output import LOCK, alone_in, keep_only
 from .pieces import cut
 from .piecework import NEW, TASK, Made, Task, Worker, left
 from .prepare import OptionError
@@ -36,6 +34,7 @@ from .records import UNREADABLE, Slice
 from .report import Report
 from .rows import Rows
 from .shards import Shards, Written, adopt
+from .system import processors
 
 __all__ = ["prepare", "prepare_recipe"]
 
@@ -128,31 +127,13 @@ def _on_ray(address: str | None, piece_bytes: int) -> _OnRay:
 @contextmanager
 def _written(dataset: Any, output: Path) -> Iterator[list[Path]]:
     """Files that hold the rows of a dataset, in their order."""
-    folder = output / ROWS
-    new = not output.exists()
-    output.mkdir(parents=True, exist_ok=True)
-    lock = os.open(output, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            message = "another process is writing there"
-            raise BlockingIOError(errno.EAGAIN, message, str(output)) from None
-        try:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            dataset.write_parquet(str(folder.absolute()))
-            paths = []
-            for number, path in enumerate(sorted(folder.iterdir())):
-                paths.append(path.rename(folder / f"{number:05}.parquet"))
-            yield paths
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(lock)
-        if new:
-            with suppress(OSError):  # it holds an output now
-                output.rmdir()
+    with alone_in(output, ROWS) as folder:
+        keep_only(folder, [LOCK])
+        dataset.write_parquet(str(folder.absolute()))
+        paths = []
+        for number, path in enumerate(sorted(folder.glob("*.parquet"))):
+            paths.append(path.rename(folder / f"{number:05}.parquet"))
+        yield paths
 
 
 @contextmanager
@@ -166,7 +147,7 @@ def _connected(address: str | None, workers: int | None) -> Iterator[None]:
     started = not ray.is_initialized()
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     small = {
-        "num_cpus": workers or len(os.sched_getaffinity(0)),
+        "num_cpus": workers or processors(),
         "object_store_memory": STORE_BYTES,
         "include_dashboard": False,
     }

@@ -25,9 +25,10 @@ from . import kernels
 from .binning import Block, stretches
 from .fates import add_by_number
 from .nouns import Packed
-from .output import sha256, sync
+from .output import sha256
 from .rows import Rows
 from .sinks import ParquetSink
+from .system import sync
 
 # Tokens in a row group: little to decode for one bin, enough for zstd to find repetition.
 GROUP_TOKENS = 1 << 20
@@ -220,8 +221,7 @@ def _part(path: Path) -> Path:
 
 def _settle(path: Path) -> dict[str, Any]:
     """Put a file that is whole under its name and on the disk; return its size and checksum."""
-    with _part(path).open("rb") as file:
-        os.fsync(file.fileno())
+    sync(_part(path))
     os.replace(_part(path), path)
     return _facts(path)
 

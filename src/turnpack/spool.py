@@ -13,8 +13,8 @@ from typing import Any
 import numpy.typing as npt
 import pyarrow as pa
 
-from .output import sync
 from .rows import Rows
+from .system import sync
 
 Columns = Mapping[str, npt.NDArray[Any]]
 

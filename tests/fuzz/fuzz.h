@@ -37,7 +37,7 @@ constexpr int64_t kMin = std::numeric_limits<int64_t>::min();
 
 class Input {
   public:
-    Input(const uint8_t* data, size_t size) : at_(data), end_(data + size) {}
+    Input(const uint8_t* data, size_t size) : begin_(data), at_(data), end_(data + size) {}
 
     uint8_t byte() { return at_ < end_ ? *at_++ : 0; }
     int64_t below(int64_t size) { return byte() % size; }  // size: 256 at most
@@ -78,7 +78,21 @@ class Input {
         if (!values.empty() && one_in(12)) values[below(256) % values.size()] = any();
     }
 
+    // What costs much hangs on all the bytes, so that an input made of a costly one seldom is one.
+    bool seldom() const { return (hash() >> 40) % 16 == 0; }
+    // On how many threads to run: more than one cost what a hundred runs do.
+    int64_t threads() const { return hash() >> 58 ? 1 : 2 + static_cast<int64_t>(hash() >> 56); }
+
   private:
+    uint64_t hash() const {
+        uint64_t hash = 0;
+        for (const uint8_t* at = begin_; at < end_; ++at) {
+            hash = (hash + *at + 1) * 0x9E3779B97F4A7C15u;
+        }
+        return hash;
+    }
+
+    const uint8_t* begin_;
     const uint8_t* at_;
     const uint8_t* end_;
 };
@@ -116,10 +130,15 @@ class Exactly {
         std::copy(values.begin(), values.end(), data());
     }
 
-    T* data() { return memory_.get() + shift_; }
+    T* data() const { return memory_.get() + shift_; }
     int64_t size() const { return size_; }
-    std::vector<T> values() { return {data(), data() + size_}; }
-    std::vector<T> values(int64_t size) { return {data(), data() + size}; }
+
+    // Whether they are just these.
+    template <class Values>
+    bool operator==(const Values& others) const {
+        return size_ == static_cast<int64_t>(others.size()) &&
+               std::equal(data(), data() + size_, others.data());
+    }
 
     // Whether nothing was written before the beginning.
     bool is_whole() const {

@@ -26,7 +26,7 @@ bool is_target(const Numbers& extents, int64_t token, const Numbers& spans, int6
 }
 
 void run(Input in) {
-    const int64_t rows = in.below(6), threads = in.one_in(64) ? 1 + in.below(5) : 1;
+    const int64_t rows = in.below(6), threads = in.threads();
     const bool dense = in.one_in(2);
     Numbers offsets = offsets_of(in.sizes(rows, 40)), span_offsets = offsets_of(in.sizes(rows, 5));
     const int64_t tokens = offsets.back(), count = span_offsets.back();

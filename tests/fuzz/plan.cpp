@@ -1,53 +1,9 @@
 // Fuzzes `plan` against its rule in plain loops: each strategy, form and number of threads.
 
-#include "fuzz.h"
-#include "kernels.h"
+#include "bins.h"
 
 namespace turnpack::fuzz {
 namespace {
-
-struct Bin {
-    __int128 space;
-    int64_t since;  // which placement gave it this space
-    Numbers rows;
-};
-
-__int128 cells_of(int64_t length, int64_t align) {
-    return (static_cast<__int128>(length) + align - 1) / align * align;
-}
-
-std::vector<Bin> planned(const Numbers& lengths, int64_t capacity, Strategy strategy, int64_t align,
-                         int64_t max_rows) {
-    Numbers order(lengths.size());
-    std::iota(order.begin(), order.end(), 0);
-    if (strategy != Strategy::in_order) {
-        std::stable_sort(order.begin(), order.end(),
-                         [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
-    }
-    std::vector<Bin> bins;
-    int64_t placements = 0;
-    for (const int64_t row : order) {
-        const __int128 cells = cells_of(lengths[row], align);
-        Bin* into = nullptr;
-        for (Bin& bin : bins) {
-            if (strategy == Strategy::in_order && &bin != &bins.back()) continue;
-            if (bin.space < cells || static_cast<int64_t>(bin.rows.size()) == max_rows) continue;
-            const bool is_better =
-                into == nullptr || (strategy == Strategy::best_fit &&
-                                    (bin.space < into->space ||
-                                     (bin.space == into->space && bin.since < into->since)));
-            if (is_better) into = &bin;
-        }
-        if (into == nullptr) {
-            bins.push_back({capacity, 0, {}});
-            into = &bins.back();
-        }
-        into->space -= cells;
-        into->since = ++placements;
-        into->rows.push_back(row);
-    }
-    return bins;
-}
 
 bool is_valid(const Numbers& lengths, int64_t capacity, int64_t align, int64_t max_rows,
               int64_t threads) {
@@ -60,7 +16,7 @@ bool is_valid(const Numbers& lengths, int64_t capacity, int64_t align, int64_t m
 void run(Input in) {
     const auto strategy = static_cast<Strategy>(in.below(3));
     const bool wide = in.one_in(2);
-    const int64_t threads = in.one_in(16) ? in.below(6) : 1;
+    const int64_t threads = in.one_in(64) ? 0 : in.threads();
     const int64_t align = in.one_in(3) ? in.one_in(8) ? in.any() : 1 + in.below(16) : 1;
     const int64_t max_rows = in.one_in(3) ? in.one_in(8) ? in.any() : 1 + in.below(4) : kMax;
     const int64_t capacity = in.one_in(4) ? in.any() : 1 + in.below(256);
@@ -83,19 +39,20 @@ void run(Input in) {
     });
     TP_REQUIRE(accepted == is_valid(lengths, capacity, align, max_rows, threads));
     if (!accepted) return;
-    const auto wanted = planned(lengths, capacity, strategy, align, max_rows);
-    TP_REQUIRE(bins == static_cast<int64_t>(wanted.size()));
-    int64_t at = 0;
-    for (int64_t bin = 0; bin < bins; ++bin) {
-        TP_REQUIRE(offsets.data()[bin] == at);
-        int64_t tokens = 0;
-        for (const int64_t row : wanted[bin].rows) {
-            TP_REQUIRE(rows.data()[at++] == row);
-            tokens += lengths[row];
-        }
-        TP_REQUIRE(fill.data()[bin] == tokens);
+    Numbers order(size);
+    std::iota(order.begin(), order.end(), 0);
+    if (strategy != Strategy::in_order) {
+        std::stable_sort(order.begin(), order.end(),
+                         [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
     }
-    TP_REQUIRE(offsets.data()[bins] == size && at == size);
+    const Bins wanted = planned(order, lengths, capacity, strategy, align, max_rows);
+    TP_REQUIRE(bins == static_cast<int64_t>(wanted.bins.size()));
+    TP_REQUIRE(rows == wanted.rows);
+    for (int64_t bin = 0; bin < bins; ++bin) {
+        TP_REQUIRE(offsets.data()[bin] == wanted.offsets[bin]);
+        TP_REQUIRE(fill.data()[bin] == wanted.bins[bin].fill);
+    }
+    TP_REQUIRE(offsets.data()[bins] == size);
 }
 
 }  // namespace

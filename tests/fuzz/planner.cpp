@@ -1,18 +1,10 @@
 // Fuzzes `Planner` against its rule in plain loops: rows that come in pieces, flushed, saved and
 // loaded at any moment, with pieces and states among them that have to be refused.
 
-#include <set>
-
-#include "fuzz.h"
-#include "kernels.h"
+#include "bins.h"
 
 namespace turnpack::fuzz {
 namespace {
-
-struct Bins {
-    std::vector<Numbers> rows;
-    Numbers fill;
-};
 
 // The stream as kernels.h tells it, a row at a time.
 struct Stream {
@@ -20,96 +12,72 @@ struct Stream {
     int64_t rows = 0;
     Numbers ids, lengths;  // of what waits
 
-    __int128 cells(int64_t length) const {
-        return (static_cast<__int128>(length) + align - 1) / align * align;
-    }
-    bool fits(int64_t length) const { return length >= 1 && cells(length) <= capacity; }
+    bool fits(int64_t length) const { return length >= 1 && cells_of(length, align) <= capacity; }
     bool is_due(int64_t id) const {
         return static_cast<__int128>(rows) - 1 - id > static_cast<__int128>(3) * window;
     }
 
-    void take(int64_t length, Bins& closed) {
+    void take(int64_t length, Closed& closed) {
         ids.push_back(rows++);
         lengths.push_back(length);
         if (static_cast<int64_t>(ids.size()) == window) close(false, closed);
     }
 
-    void close(bool all, Bins& closed) {
-        struct Bin {
-            __int128 space;
-            int64_t since, fill;
-            Numbers places;
-        };
-        Numbers order(ids.size());
+    void close(bool all, Closed& closed) {
+        const size_t count = ids.size();
+        Numbers order(count);
         std::iota(order.begin(), order.end(), 0);
         std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
             if (is_due(ids[a]) != is_due(ids[b])) return is_due(ids[a]);
             return lengths[a] > lengths[b];
         });
-        std::vector<Bin> bins;
-        int64_t placements = 0;
-        for (const int64_t k : order) {
-            Bin* into = nullptr;
-            for (Bin& bin : bins) {
-                const bool is_full = static_cast<int64_t>(bin.places.size()) == max_rows;
-                if (is_full || bin.space < cells(lengths[k])) continue;
-                if (into == nullptr || bin.space < into->space ||
-                    (bin.space == into->space && bin.since < into->since)) {
-                    into = &bin;
-                }
-            }
-            if (into == nullptr) {
-                bins.push_back({capacity, 0, 0, {}});
-                into = &bins.back();
-            }
-            into->space -= cells(lengths[k]);
-            into->since = ++placements;
-            into->fill += lengths[k];
-            into->places.push_back(k);
-        }
-
-        std::set<int64_t> closes;
-        size_t going = 0;
-        const auto close_bin = [&](int64_t number) {
-            if (closes.insert(number).second) going += bins[number].places.size();
-        };
-        Numbers by_space;
+        const Bins plan = planned(order, lengths, capacity, Strategy::best_fit, align, max_rows);
+        const std::vector<Bin>& bins = plan.bins;
+        const Numbers &offsets = plan.offsets, &placed = plan.rows;
         // What is left of a bin that takes nothing any more counts as no space.
-        const auto space = [&](int64_t number) {
-            const Bin& bin = bins[number];
-            const bool is_full = static_cast<int64_t>(bin.places.size()) == max_rows;
-            return is_full || bin.space < align ? __int128{0} : bin.space;
+        const auto space = [&](size_t bin) {
+            const bool is_full = bins[bin].size == max_rows || bins[bin].space < align;
+            return is_full ? __int128{0} : bins[bin].space;
         };
-        for (int64_t number = 0; number < static_cast<int64_t>(bins.size()); ++number) {
-            by_space.push_back(number);
-            const Numbers& places = bins[number].places;
-            const bool has_due = std::any_of(places.begin(), places.end(),
-                                             [&](int64_t k) { return is_due(ids[k]); });
-            if (all || has_due || space(number) == 0) close_bin(number);
+        std::vector<bool> closes(bins.size());
+        size_t going = 0;
+        const auto close_bin = [&](size_t bin) {
+            closes[bin] = true;
+            going += bins[bin].size;
+        };
+        for (size_t bin = 0; bin < bins.size(); ++bin) {
+            const bool has_due =
+                std::any_of(placed.begin() + offsets[bin], placed.begin() + offsets[bin + 1],
+                            [&](int64_t k) { return is_due(ids[k]); });
+            if (all || has_due || space(bin) == 0) close_bin(bin);
         }
-        std::stable_sort(by_space.begin(), by_space.end(),
-                         [&](int64_t a, int64_t b) { return space(a) < space(b); });
-        for (const int64_t number : by_space) {
-            if (2 * going < ids.size()) close_bin(number);
+        while (2 * going < count) {
+            size_t fullest = bins.size();
+            for (size_t bin = 0; bin < bins.size(); ++bin) {
+                if (closes[bin]) continue;
+                if (fullest == bins.size() || space(bin) < space(fullest)) fullest = bin;
+            }
+            close_bin(fullest);
         }
 
-        std::set<int64_t> gone;
-        for (const int64_t number : closes) {
-            closed.rows.emplace_back();
-            closed.fill.push_back(bins[number].fill);
-            for (const int64_t k : bins[number].places) {
-                closed.rows.back().push_back(ids[k]);
-                gone.insert(k);
+        std::vector<bool> goes(count);
+        for (size_t bin = 0; bin < bins.size(); ++bin) {
+            if (!closes[bin]) continue;
+            for (int64_t i = offsets[bin]; i < offsets[bin + 1]; ++i) {
+                closed.rows.push_back(ids[placed[i]]);
+                goes[placed[i]] = true;
             }
+            closed.offsets.push_back(static_cast<int64_t>(closed.rows.size()));
+            closed.fill.push_back(bins[bin].fill);
         }
-        Numbers left, left_lengths;
-        for (int64_t k = 0; k < static_cast<int64_t>(ids.size()); ++k) {
-            if (gone.count(k)) continue;
-            left.push_back(ids[k]);
-            left_lengths.push_back(lengths[k]);
+        size_t left = 0;
+        for (size_t k = 0; k < count; ++k) {
+            ids[left] = ids[k];
+            lengths[left] = lengths[k];
+            left += !goes[k];
         }
-        ids = left;
-        lengths = left_lengths;
+        ids.resize(left);
+        lengths.resize(left);
     }
 
     bool can_load(const Planner::State& state) const {
@@ -123,16 +91,10 @@ struct Stream {
     }
 };
 
-void require_same(const Closed& found, const Bins& wanted) {
-    const size_t bins = wanted.fill.size();
+void require_same(const Closed& found, const Closed& wanted) {
     TP_REQUIRE(found.fill == wanted.fill);
-    TP_REQUIRE(found.offsets.size() == bins + 1);
-    TP_REQUIRE(are_offsets(found.offsets, found.rows.size()));
-    for (size_t bin = 0; bin < bins; ++bin) {
-        const Numbers rows(found.rows.begin() + found.offsets[bin],
-                           found.rows.begin() + found.offsets[bin + 1]);
-        TP_REQUIRE(rows == wanted.rows[bin]);
-    }
+    TP_REQUIRE(found.offsets == wanted.offsets);
+    TP_REQUIRE(found.rows == wanted.rows);
 }
 
 void require_same(const Planner::State& found, const Stream& wanted) {
@@ -153,15 +115,15 @@ void run(Input in) {
     TP_REQUIRE(accepted == (capacity >= 1 && window >= 1 && align >= 1 && max_rows >= 1));
     if (!accepted) return;
 
-    for (int64_t steps = 1 + in.below(24); steps > 0; --steps) {
+    for (int64_t steps = 1 + in.below(8); steps > 0; --steps) {
         const int64_t step = in.below(8);
         if (step < 5) {
-            Numbers lengths(in.below(in.one_in(8) ? 64 : 8));
+            Numbers lengths(in.below(in.one_in(8) ? 24 : 6));
             for (int64_t& length : lengths) length = std::min(capacity, 1 + in.below(64));
             in.spoil(lengths);
             Exactly<int64_t> given(lengths);
             Closed found;
-            Bins closed;
+            Closed closed;
             const bool taken = accepts([&] { found = planner->add(given.data(), given.size()); });
             const bool all_fit = std::all_of(lengths.begin(), lengths.end(),
                                              [&](int64_t length) { return wanted.fits(length); });
@@ -172,7 +134,7 @@ void run(Input in) {
                 require_same(found, closed);
             }
         } else if (step == 5) {
-            Bins closed;
+            Closed closed;
             const Closed found = planner->flush();
             wanted.close(true, closed);
             require_same(found, closed);

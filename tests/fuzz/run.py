@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 BUILD = Path(os.environ.get("TURNPACK_FUZZ_BUILD", ROOT / "build" / "fuzz"))
 CORPUS = ROOT / "tests" / "corpus"
 KEPT = 64  # inputs of a target that are worth keeping
+LONGEST = 20  # seconds; what takes that long never ends, for most take a ten-thousandth of one
 
 # What each target runs on.
 TARGETS = {
@@ -49,10 +50,11 @@ FLAGS = [
     *("-std=c++17", "-O2", "-g1", "-fno-omit-frame-pointer", "-pthread", "-Icsrc", "-Itests/fuzz"),
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     "-DTP_ROWS_A_THREAD=16",
+    "-DTP_TILE=128",
 ]
-# Freed memory is reused soon, and where it came from is told in short: else that is most of a run.
+# Freed memory is reused soon, and where it came from is not told: else that is most of a run.
 ENVIRONMENT = {
-    "ASAN_OPTIONS": "quarantine_size_mb=4:malloc_context_size=4",
+    "ASAN_OPTIONS": "quarantine_size_mb=1:malloc_context_size=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
 }
 
@@ -85,9 +87,11 @@ def texts_of(path: Path, seen: dict[Path, bytes]) -> dict[Path, bytes]:
 
 def compiled(source: str) -> Path:
     program, has_fuzzer = compiler()
-    # Only what is tested says which inputs are new.
+    # Only what is tested says which inputs are new, and by its branches alone: what it compares is
+    # hardly ever a byte of the input.
     guided = has_fuzzer and source.startswith("csrc/")
-    command = [program, *FLAGS, *(["-fsanitize=fuzzer-no-link"] if guided else [])]
+    coverage = ["-fsanitize-coverage=inline-8bit-counters,pc-table"]
+    command = [program, *FLAGS, *(coverage if guided else [])]
     parts = texts_of(ROOT / source, {}).values()
     key = hashlib.sha256(b"\0".join([repr(command).encode(), *parts])).hexdigest()[:16]
     made = BUILD / f"{Path(source).stem}-{key}.o"
@@ -136,6 +140,7 @@ def run(target: str, seconds: int, runs: int, seed: int | None) -> tuple[int, Pa
     for old in folder.glob("crash*"):
         old.unlink()
     command = [built(target), folder / "inputs", "-max_len=256", "-entropic=0", "-reload=0"]
+    command += [f"-timeout={LONGEST}", "-artifact_prefix=crash-"]
     command += [f"-max_total_time={seconds}"] if seconds else [f"-runs={runs}"]
     command += [] if seed is None else [f"-seed={seed}"]
     done = subprocess.run(

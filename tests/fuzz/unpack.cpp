@@ -78,7 +78,7 @@ void gather(const std::vector<Place>& places, int64_t cells, Exactly<int64_t>& s
 
 void run(Input in) {
     const bool flat = in.one_in(2), wide = in.one_in(2);
-    const int64_t threads = in.one_in(64) ? 1 + in.below(5) : 1;
+    const int64_t threads = in.threads();
     const int64_t bins = in.below(6);
     Numbers rows, in_bins, segments, used;
     for (int64_t bin = 0; bin < bins; ++bin) {
