@@ -68,8 +68,8 @@ class Bad:
     in order and `packed` conversations beside them; `error`: the one line on stderr, with exit code
     `code`; `warning`: the same where the run goes on. `options`: what is given besides; a value may
     be made in the folder. `around`: what happens meanwhile. `check`: what else must be true of the
-    output. `memory`: MiB that a process of its own may take. `soak`: too slow for every day.
-    `also`: what the documentation says besides.
+    output. `memory`: MiB that a process of its own may take, within `seconds`. `soak`: too slow
+    for every day. `also`: what the documentation says besides.
     """
 
     section: str

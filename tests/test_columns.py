@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_map_gives_the_encoder_s_tokens(tmp_path):
     made = data.map(Columns(encoder()), batched=True, remove_columns=data.column_names)
     tokens = encoder()(CHATS)
     ends = tokens.offsets.tolist()
-    for row, start, end in zip(made, ends, ends[1:], strict=False):
+    for row, (start, end) in zip(made, pairwise(ends), strict=True):
         ids, mask = tokens.input_ids[start:end].tolist(), tokens.loss_mask[start:end].tolist()
         assert row == {
             "input_ids": ids,

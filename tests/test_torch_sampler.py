@@ -210,7 +210,9 @@ def test_no_documents():
 
 
 def test_aligned_documents_keep_within_capacity():
-    for batch in PackingBatchSampler(LENGTHS, 128, align=8):
+    batches = list(PackingBatchSampler(LENGTHS, 128, align=8))
+    assert sorted(row for batch in batches for row in batch) == list(range(len(LENGTHS)))
+    for batch in batches:
         assert sum(-(-int(LENGTHS[row]) // 8) * 8 for row in batch) <= 128
 
 

@@ -26,6 +26,13 @@ from turnpack.torch import PackedDataset
 from turnpack.verify import Totals, verify
 
 
+def prepared(chats, out, **options):
+    """What `prepare` makes of chats with a tiny tokenizer."""
+    tokenizer = at_hand.folder_of(at_hand.tiny(), bos_token="<s>", eos_token="</s>")
+    prepare(chats, tokenizer=tokenizer, template="chatml", max_length=300, output=out, **options)
+    return out
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """An output of some shards, with arrays, a reject and weights."""
@@ -43,16 +50,7 @@ def written(tmp_path_factory):
     chats.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"messages": []}]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(turnpack.shards, "GROUP_TOKENS", 400)
-        prepare(
-            chats,
-            tokenizer=at_hand.folder_of(at_hand.tiny(), bos_token="<s>", eos_token="</s>"),
-            template="chatml",
-            max_length=300,
-            output=folder / "out",
-            sinks=["numpy"],
-            shard_tokens=1500,
-        )
-    return folder / "out"
+        return prepared(chats, folder / "out", sinks=["numpy"], shard_tokens=1500)
 
 
 @pytest.fixture
@@ -122,14 +120,8 @@ def test_an_output_as_it_was_written(out, capsys):
 def test_an_output_of_no_bins(tmp_path, capsys):
     chats = tmp_path / "chats.jsonl"
     chats.write_text('{"messages": []}\n')
-    prepare(
-        chats,
-        tokenizer=at_hand.folder_of(at_hand.tiny(), bos_token="<s>", eos_token="</s>"),
-        template="chatml",
-        max_length=300,
-        output=tmp_path / "out",
-    )
-    assert lines(capsys, tmp_path / "out", 0)[0].endswith(" 0 bins, 0 tokens")
+    out = prepared(chats, tmp_path / "out")
+    assert lines(capsys, out, 0)[0].endswith(" 0 bins, 0 tokens")
 
 
 def test_a_loaders_cache_is_no_problem(out, capsys):

@@ -21,11 +21,11 @@ from rich.text import Text
 
 from . import bins, preview, report
 from .bins import Index, Row
+from .draws import UInt64s, mixed
 from .reading import Piece, Reader, one_line
-from .survey import Hashes, mixed
+from .survey import Hashes
 
 Int64s = npt.NDArray[np.int64]
-UInt64s = npt.NDArray[np.uint64]
 Pairs = npt.NDArray[np.int64]
 
 CONTEXT = 12  # pieces around a difference that are shown

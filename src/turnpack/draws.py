@@ -1,12 +1,12 @@
 """Random numbers by their number: the n-th of a sequence is the same whatever was drawn before it.
 
-Owns how the seed of a job and a purpose become a sequence. Its draws are all different.
+Owns how the seed of a job and a purpose become a sequence, and how bits are mixed. The draws of a
+sequence are all different.
 """
 
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,6 @@ import numpy.typing as npt
 UInt64s = npt.NDArray[np.uint64]
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_MIX = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 class Draws:
@@ -27,6 +26,11 @@ class Draws:
     def take(self, first: int, count: int) -> UInt64s:
         """Return draws `first` to `first + count`."""
         state = self._start + np.arange(first + 1, first + count + 1, dtype=np.uint64) * _GAMMA
-        state = (state ^ (state >> np.uint64(30))) * _MIX[0]
-        state = (state ^ (state >> np.uint64(27))) * _MIX[1]
-        return cast(UInt64s, state ^ (state >> np.uint64(31)))
+        return mixed(state)
+
+
+def mixed(values: UInt64s) -> UInt64s:
+    """SplitMix64's finalizer: every bit of a value in every bit of the result."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

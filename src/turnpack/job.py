@@ -118,6 +118,24 @@ class Settings:
         return self.shard_tokens - 2 * block_tokens(self.shard_tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What a job is to make in `folder`, from where the journal stands to the last file.
+
+    `inputs`: the files of all parts in order. `choices`: what is to be chosen of each part.
+    `splits`: what makes the bins of each split.
+    """
+
+    folder: Path
+    journal: Journal
+    work: Work
+    inputs: Sequence[Input]
+    choices: Sequence[Choice]
+    splits: Mapping[str, Binning]
+    settings: Settings
+    progress: Callable[[Progress], None]
+
+
 def add(counts: dict[str, Any], more: Mapping[str, Any]) -> None:
     """Add numbers by key."""
     for key, number in more.items():
@@ -125,40 +143,26 @@ def add(counts: dict[str, Any], more: Mapping[str, Any]) -> None:
 
 
 class Job:
-    """One run in `folder`: from where the journal stands to the last file.
-
-    `inputs`: the files of all parts in order. `choices`: what is to be chosen of each part.
-    `splits`: what makes the bins of each split.
-    """
+    """One run, which does what it is assigned."""
 
     options: ClassVar[Mapping[str, Any]] = {}  # of its own, that the output depends on
 
-    def __init__(
-        self,
-        folder: Path,
-        journal: Journal,
-        work: Work,
-        inputs: Sequence[Input],
-        choices: Sequence[Choice],
-        splits: Mapping[str, Binning],
-        settings: Settings,
-        progress: Callable[[Progress], None],
-    ) -> None:
+    def __init__(self, assigned: Assignment) -> None:
         self.tally = Tally()
         self.fates = Fates()
-        self.written = {name: Written() for name in splits}
-        self._folder = folder
-        self._journal = journal
-        self._work = work
-        self._inputs = inputs
-        self._before = list(accumulate((input.bytes for input in inputs), initial=0))
-        self._choices = choices
+        self.written = {name: Written() for name in assigned.splits}
+        self._folder = assigned.folder
+        self._journal = assigned.journal
+        self._work = assigned.work
+        self._inputs = assigned.inputs
+        self._before = list(accumulate((input.bytes for input in assigned.inputs), initial=0))
+        self._choices = assigned.choices
         self._part = 0  # of which rows are taken now
         self._selection: Selection | None = None
         self._duplicates: Duplicates | None = None
-        self._splits = splits
-        self._settings = settings
-        self._progress = progress
+        self._splits = assigned.splits
+        self._settings = assigned.settings
+        self._progress = assigned.progress
         self._shards: dict[str, Shards] = {}
         self._logs: dict[str, BinaryIO] = {}
         self._since = 0  # tokens since the last entry in the journal

@@ -26,7 +26,7 @@ from . import pipeline
 from .binning import Binning, Block
 from .fast_tokenizer import Accelerated
 from .fates import Fates, Input
-from .job import Job, Settings, Tally
+from .job import Assignment, Job, Settings, Tally
 from .journal import Journal
 from .nouns import Plan
 from .pieces import Piece
@@ -55,7 +55,7 @@ TOLD = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a worker must know, besides which piece is its own; most of it is Job's."""
+    """What a worker must know, besides which piece is its own; see Assignment for most of it."""
 
     pieces: Sequence[Piece]
     work: Work
@@ -146,7 +146,7 @@ class Worker:
         exactly = getattr(backend, "exact", True)
         splits = {name: _Leaving(deepcopy(split)) for name, split in task.splits.items()}
         (home / NEW).mkdir(parents=True)
-        job = Job(
+        assignment = Assignment(
             home / NEW,
             Journal(home, {}),
             task.work,
@@ -156,6 +156,7 @@ class Worker:
             task.settings,
             lambda progress: None,
         )
+        job = Job(assignment)
         job.run([piece.files if n == piece.part else [] for n in range(len(task.choices))], 1)
         for name, split in splits.items():
             Rows.join(split.left).save(left(home, name))

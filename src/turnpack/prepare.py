@@ -22,7 +22,7 @@ from .binning import Binning, binning
 from .encode import Encoder
 from .fast_tokenizer import Accelerated
 from .fates import FATES, Input
-from .job import STAGES, Job, Progress, Settings, StaleError, block_tokens
+from .job import STAGES, Assignment, Job, Progress, Settings, StaleError, block_tokens
 from .journal import Journal, input_identity
 from .output import ENTRIES, HIDDEN, RUN, is_output, loads, replacing, write_json, write_manifest
 from .pipeline import Part, Work
@@ -157,20 +157,7 @@ def _prepare(
             records.raw_rows(source.files)  # raises where one is no file that can be read
         encoder = _encoder(options)
         parts = _parts(sources, options, encoder, recipe)
-        seed, capacity = options["seed"], options["capacity"]
-        options["capacity"] = capacity = options["max_length"] if capacity is None else capacity
-        if capacity < options["max_length"]:
-            raise ValueError(f"capacity {capacity} is less than max_length {options['max_length']}")
-        splits: dict[str, Binning] = {
-            name: binning(
-                options["strategy"],
-                capacity,
-                window=options["window"],
-                seed=seed,
-                block_tokens=block_tokens(options["shard_tokens"]),
-            )
-            for name in (("train", "validation") if options["validation"] else ("train",))
-        }
+        splits = _splits(options)
     except (ValueError, ImportError) as error:
         raise OptionError(f"{recipe.path}: {error}" if recipe else str(error)) from error
 
@@ -181,32 +168,8 @@ def _prepare(
         for file in part.files
     ]
     _check_apart(inputs, Path(output))
-    report = Report(
-        options={
-            **{key: value for key, value in options.items() if key not in _NO_OPTIONS},
-            **options["job"].options,
-        },
-        tokenizer=_identity(backend),
-        template=_identity(encoder.template),
-        capacity=capacity,
-        output=os.fspath(output),
-    )
-    if recipe is not None:
-        report.options["recipe"] = _about(recipe)
-    identity = {
-        "turnpack": __version__,
-        "options": report.options,
-        "tokenizer": dict(report.tokenizer),
-        "template": dict(report.template),
-        "input": {input.file: input_identity(input.file) for input in inputs},
-        "files": [file for source in sources for file in source.files],
-    }
-    if recipe is not None:
-        identity["sources"] = [source.name for source in sources]
-        identity["templates"] = {
-            source.name: _identity(part.encoder.template)
-            for source, part in zip(sources, parts, strict=True)
-        }
+    report = _begun(options, encoder, recipe)
+    identity = _identity_of_run(report, inputs, sources, parts, recipe)
     if isinstance(backend, Accelerated):
         backend.begin()
     try:
@@ -217,10 +180,10 @@ def _prepare(
             folder = hidden / "new"
             if recipe is not None and recipe.shuffle:
                 splits = {
-                    name: Shuffled(split, journal.state, hidden / "sorting", name, seed)
+                    name: Shuffled(split, journal.state, hidden / "sorting", name, options["seed"])
                     for name, split in splits.items()
                 }
-            job = options["job"](
+            assignment = Assignment(
                 folder,
                 journal,
                 Work(parts),
@@ -228,15 +191,16 @@ def _prepare(
                 [source.choice for source in sources],
                 splits,
                 Settings(
-                    capacity,
+                    options["capacity"],
                     options["shard_tokens"],
                     options["validation"],
-                    seed,
+                    options["seed"],
                     options["strict"],
                     recipe.duplicates if recipe else "keep",
                 ),
                 options["progress"] or (lambda progress: None),
             )
+            job = options["job"](assignment)
             job.run([source.files for source in sources], options["workers"])
             _count(report, job, inputs, backend, recipe)
             _finish(report, job, folder, backend, options["sinks"])
@@ -314,7 +278,67 @@ def _parts(
     return parts
 
 
+def _splits(options: dict[str, Any]) -> dict[str, Binning]:
+    """What makes the bins of each split; fills in the capacity where it is left open."""
+    capacity, max_length = options["capacity"], options["max_length"]
+    options["capacity"] = capacity = max_length if capacity is None else capacity
+    if capacity < max_length:
+        raise ValueError(f"capacity {capacity} is less than max_length {max_length}")
+    return {
+        name: binning(
+            options["strategy"],
+            capacity,
+            window=options["window"],
+            seed=options["seed"],
+            block_tokens=block_tokens(options["shard_tokens"]),
+        )
+        for name in (("train", "validation") if options["validation"] else ("train",))
+    }
+
+
 _NO_OPTIONS = ("files", "tokenizer", "template", "output", "workers", "resume", "progress", "job")
+
+
+def _begun(options: Mapping[str, Any], encoder: Encoder, recipe: Recipe | None) -> Report:
+    """The report of a run that has done nothing yet."""
+    report = Report(
+        options={
+            **{key: value for key, value in options.items() if key not in _NO_OPTIONS},
+            **options["job"].options,
+        },
+        tokenizer=_identity(encoder.backend),
+        template=_identity(encoder.template),
+        capacity=options["capacity"],
+        output=os.fspath(options["output"]),
+    )
+    if recipe is not None:
+        report.options["recipe"] = _about(recipe)
+    return report
+
+
+def _identity_of_run(
+    report: Report,
+    inputs: Sequence[Input],
+    sources: Sequence[recipes.Source],
+    parts: Sequence[Part],
+    recipe: Recipe | None,
+) -> dict[str, Any]:
+    """All that the output depends on; runs of the same identity may go on with each other's."""
+    identity = {
+        "turnpack": __version__,
+        "options": report.options,
+        "tokenizer": dict(report.tokenizer),
+        "template": dict(report.template),
+        "input": {input.file: input_identity(input.file) for input in inputs},
+        "files": [file for source in sources for file in source.files],
+    }
+    if recipe is not None:
+        identity["sources"] = [source.name for source in sources]
+        identity["templates"] = {
+            source.name: _identity(part.encoder.template)
+            for source, part in zip(sources, parts, strict=True)
+        }
+    return identity
 
 
 class _AlreadyThere(Exception):

@@ -23,20 +23,16 @@ from typing import Any
 import pyarrow as pa
 
 from . import prepare as here
-from .binning import Binning
 from .encode import FallbackWarning
-from .fates import Fates, Input
-from .job import REJECTS, Progress, Settings, Tally, add
-from .journal import Journal
+from .fates import Fates
+from .job import REJECTS, Assignment, Progress, Tally, add
 from .output import LOCK, alone_in, keep_only
 from .pieces import cut
 from .piecework import NEW, TASK, Made, Task, Worker, left
-from .pipeline import Work
 from .prepare import OptionError
 from .records import UNREADABLE, Slice
 from .report import Report
 from .rows import Rows
-from .selection import Choice
 from .shards import Shards, Written, adopt
 from .system import processors
 
@@ -178,41 +174,34 @@ class _OnRay:
         """See Job."""
         return {"piece_bytes": self.piece_bytes}
 
-    def __call__(self, *arguments: Any) -> _Job:
-        return _Job(self.address, self.piece_bytes, *arguments)
+    def __call__(self, assigned: Assignment) -> _Job:
+        return _Job(self.address, self.piece_bytes, assigned)
 
 
 class _Job:
-    """What `Job` is to `prepare`: one run in `folder`, by actors, in pieces beside the folder."""
+    """What `Job` is to `prepare`: one run, by actors, in pieces beside the folder assigned."""
 
-    def __init__(
-        self,
-        address: str | None,
-        piece_bytes: int,
-        folder: Path,
-        journal: Journal,
-        work: Work,
-        inputs: Sequence[Input],
-        choices: Sequence[Choice],
-        splits: Mapping[str, Binning],
-        settings: Settings,
-        progress: Callable[[Progress], None],
-    ) -> None:
+    def __init__(self, address: str | None, piece_bytes: int, assigned: Assignment) -> None:
         self.tally = Tally()
         self.fates = Fates()
-        self.written = {name: Written() for name in splits}
+        self.written = {name: Written() for name in assigned.splits}
         self._address = address
         self._piece_bytes = piece_bytes
-        self._folder = folder
-        self._journal = journal
-        self._home = (folder.parent / "pieces").absolute()
-        self._bytes = sum(input.bytes for input in inputs)
+        self._folder = assigned.folder
+        self._journal = assigned.journal
+        self._home = (assigned.folder.parent / "pieces").absolute()
+        self._bytes = sum(input.bytes for input in assigned.inputs)
         self._task = partial(
-            Task, work=work, inputs=inputs, choices=choices, splits=splits, settings=settings
+            Task,
+            work=assigned.work,
+            inputs=assigned.inputs,
+            choices=assigned.choices,
+            splits=assigned.splits,
+            settings=assigned.settings,
         )
-        self._splits = splits
-        self._shard_tokens = settings.shard_tokens
-        self._progress = progress
+        self._splits = assigned.splits
+        self._shard_tokens = assigned.settings.shard_tokens
+        self._progress = assigned.progress
         self._begun = perf_counter()
 
     def run(self, files: Sequence[Sequence[str]], workers: int | None) -> None:

@@ -476,17 +476,23 @@ def _parquet_rows(
 ) -> Iterator[RawRow]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            # One row group at a time: a batch over two would be lost with the second.
-            for group in range(file.num_row_groups) if groups is None else groups:
-                for batch in file.iter_batches(_BATCH, row_groups=[group]):
-                    size = batch.nbytes // max(1, batch.num_rows)
-                    step = min(_BATCH, _BATCH_BYTES // max(1, size) + 1)
-                    for start in range(0, batch.num_rows, step):
-                        for row in _batch_rows(path, index, batch.slice(start, step)):
-                            yield row
-                            index += 1
+            for batch in _batches(file, range(file.num_row_groups) if groups is None else groups):
+                for row in _batch_rows(path, index, batch):
+                    yield row
+                    index += 1
     except (*_UNREADABLE, ValueError) as error:
         yield _unreadable(Source(path, index=index), error)
+
+
+def _batches(file: pq.ParquetFile, groups: Iterable[int]) -> Iterator[pa.RecordBatch]:
+    """The rows of some row groups, few and small enough at a time to become Python objects."""
+    # One row group at a time: a batch over two would be lost with the second.
+    for group in groups:
+        for batch in file.iter_batches(_BATCH, row_groups=[group]):
+            size = batch.nbytes // max(1, batch.num_rows)
+            step = min(_BATCH, _BATCH_BYTES // max(1, size) + 1)
+            for start in range(0, batch.num_rows, step):
+                yield batch.slice(start, step)
 
 
 def _batch_rows(path: str, first: int, batch: pa.RecordBatch) -> Iterator[RawRow]:

@@ -288,25 +288,9 @@ def remarks(report: Mapping[str, Any], found: Survey, reader: Reader) -> Iterato
     noted = dict(report.get("warnings") or {})
     truncated = noted.pop("truncated", 0)
     yield from _truncation(report, truncated, options)
-    if found.unstopped == total.rows and total.rows:
-        yield (
-            "warning",
-            "No row ends with a control token that is a target: no EOS is trained, so the model "
-            "never learns to stop.",
-        )
-    elif found.unstopped > (truncated if options.get("truncate") in ("right", "split") else 0):
-        yield (
-            "warning",
-            f"{_rows(found.unstopped)} no stop token as the last target: the end is not learned.",
-        )
-    ending = next(iter(found.endings), None)
-    eos = one_line(reader.eos or ending or "")
-    if found.unstopped < total.rows and eos not in found.endings:
-        yield (
-            "note",
-            f"Answers end with {ending}, and the tokenizer's EOS {eos} is never a last target: "
-            f"generation must stop at {ending}.",
-        )
+    yield from _endings(
+        found, truncated if options.get("truncate") in ("right", "split") else 0, reader
+    )
     for text, number in found.spelled.items():
         yield (
             "warning",
@@ -320,6 +304,43 @@ def remarks(report: Mapping[str, Any], found: Survey, reader: Reader) -> Iterato
             "warning" if share > 0.01 else "note",
             f"{about}{found.duplicates:,} rows ({share:.1%}) are there already, token for token.",
         )
+    yield from _left_out(report)
+    for phrase, number in noted.items():
+        meaning = _MEANINGS.get(phrase)
+        said = f"{meaning[0].upper()}{meaning[1:]}" if meaning else phrase
+        yield "warning", f"{one_line(said)} ({number:,})."
+
+
+def _rows(number: int) -> str:
+    return f"{number:,} rows have" if number != 1 else "1 row has"
+
+
+def _endings(found: Survey, cut: int, reader: Reader) -> Iterator[tuple[str, str]]:
+    """What is wrong with the last targets of rows; `cut`: rows of which the end was cut off."""
+    total = found.total
+    if found.unstopped == total.rows and total.rows:
+        yield (
+            "warning",
+            "No row ends with a control token that is a target: no EOS is trained, so the model "
+            "never learns to stop.",
+        )
+    elif found.unstopped > cut:
+        yield (
+            "warning",
+            f"{_rows(found.unstopped)} no stop token as the last target: the end is not learned.",
+        )
+    ending = next(iter(found.endings), None)
+    eos = one_line(reader.eos or ending or "")
+    if found.unstopped < total.rows and eos not in found.endings:
+        yield (
+            "note",
+            f"Answers end with {ending}, and the tokenizer's EOS {eos} is never a last target: "
+            f"generation must stop at {ending}.",
+        )
+
+
+def _left_out(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Files of which nothing is packed, and rejects where they are many."""
     for file in report.get("inputs") or ():
         if file.get("read") and not file.get("packed"):
             yield (
@@ -336,14 +357,6 @@ def remarks(report: Mapping[str, Any], found: Survey, reader: Reader) -> Iterato
             "warning",
             f"{counts['rejected']:,} of {counts['read']:,} rows ({share:.0%}) are rejects.",
         )
-    for phrase, number in noted.items():
-        meaning = _MEANINGS.get(phrase)
-        said = f"{meaning[0].upper()}{meaning[1:]}" if meaning else phrase
-        yield "warning", f"{one_line(said)} ({number:,})."
-
-
-def _rows(number: int) -> str:
-    return f"{number:,} rows have" if number != 1 else "1 row has"
 
 
 def _truncation(
@@ -359,7 +372,6 @@ def _truncation(
         "split": "were split over several rows",
     }.get(str(options.get("truncate")), "were shortened")
     lost = report.get("truncated") or {}
-    cost = ""
     if "tokens" in lost:
         cost = f", at the cost of {lost['tokens']:,} tokens"
         if "targets" in lost:

@@ -22,11 +22,11 @@ import pyarrow.compute as pc
 
 from . import bins, kernels, picture
 from .bins import Bins, Row
+from .draws import UInt64s, mixed
 from .picture import Bar
 from .reading import Reader
 
 Int64s = npt.NDArray[np.int64]
-UInt64s = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
 Item = TypeVar("Item")
 Strategy = Literal["best_fit", "first_fit", "in_order"]
@@ -315,7 +315,7 @@ class _Counter:
         for kind, best in self._best.items():
             for row in best.values():
                 note = ""
-                if kind == self._unstopped_is and kind in ("truncated", "warning"):
+                if kind == self._unstopped_is:
                     note = (
                         "the last target is no control token: the end of the answer is not learned"
                     )
@@ -424,13 +424,6 @@ class _Seen:
         often = np.argsort(-sizes, kind="stable")[:shown]
         again = {int(numbers[order[starts[i]]]): int(sizes[i]) for i in often if sizes[i] > 1}
         return (len(ordered) - len(starts)) * self.one_in, again
-
-
-def mixed(values: UInt64s) -> UInt64s:
-    """SplitMix64's finalizer: every bit of a value in every bit of the result."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def _added(a: Int64s | None, b: Int64s) -> Int64s:

@@ -39,7 +39,7 @@ def percent(share: float) -> str:
     if shown == "100.0%" and share < 1:
         shown = f"{share:.2%}" if share < 0.99995 else "99.99%"
     if shown == "0.0%" and share > 0:
-        return "<0.1%".replace("<", "&lt;")
+        return "&lt;0.1%"
     return shown.replace(".0%", "%") if share in (0, 1) else shown
 
 

@@ -155,18 +155,17 @@ def _packing(survey: Survey) -> str:
         if len(bars) == survey.bins
         else f"{len(bars)} of the {survey.bins:,} bins, drawn at random."
     )
+    targets, prompts = (
+        "".join(
+            f'<rect class="{look}{n}" x="{6 * n}" width="6" height="10"/>'
+            for n in range(picture.COLOURS)
+        )
+        for look in "kq"
+    )
     legend = (
-        '<ul class="legend"><li><svg viewBox="0 0 36 10" aria-hidden="true">'
-        + "".join(
-            f'<rect class="k{n}" x="{6 * n}" width="6" height="10"/>'
-            for n in range(picture.COLOURS)
-        )
-        + '</svg>targets</li><li><svg viewBox="0 0 36 10" aria-hidden="true">'
-        + "".join(
-            f'<rect class="q{n}" x="{6 * n}" width="6" height="10"/>'
-            for n in range(picture.COLOURS)
-        )
-        + '</svg>prompt</li><li><svg viewBox="0 0 36 10" aria-hidden="true" class="tp-bars">'
+        f'<ul class="legend"><li><svg viewBox="0 0 36 10" aria-hidden="true">{targets}</svg>targets'
+        f'</li><li><svg viewBox="0 0 36 10" aria-hidden="true">{prompts}</svg>prompt</li>'
+        '<li><svg viewBox="0 0 36 10" aria-hidden="true" class="tp-bars">'
         '<g class="tp-padding"><rect width="36" height="10"/></g></svg>padding</li></ul>'
     )
     scale = f'<p class="scale"><span>0</span><span>{survey.capacity:,} tokens</span></p>'

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .bins import Bins
-from .parquet import lists
+from .parquet import lists, parquet_writer
 
 
 def bridge_schema(weighted: bool) -> pa.Schema:
@@ -55,9 +54,7 @@ def write_bridge(
         )
     schema = bridge_schema(weighted)
     counted = _Metadata()
-    with pq.ParquetWriter(
-        os.fspath(path), schema, compression="zstd", use_dictionary=False, write_statistics=False
-    ) as writer:
+    with parquet_writer(path, schema) as writer:
         for some in bins:
             ends = np.cumsum(some.seq_lengths)
             if len(ends) and some.seq_lengths.min() < 1:

@@ -63,22 +63,23 @@ def lists(offsets: np.ndarray, values: np.ndarray | pa.Array) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
 
 
-class ParquetSink:
-    """One Parquet file, open for writing; each batch becomes a row group.
+def parquet_writer(path: str | os.PathLike[str], schema: pa.Schema) -> pq.ParquetWriter:
+    """Open a Parquet file of tokens for writing.
 
     Token ids hardly repeat in a row group and are never compared with a constant: a dictionary or
     statistics would cost space and give nothing, zstd alone is smallest.
     """
+    return pq.ParquetWriter(
+        os.fspath(path), schema, compression="zstd", use_dictionary=False, write_statistics=False
+    )
+
+
+class ParquetSink:
+    """One Parquet file, open for writing; each batch becomes a row group."""
 
     def __init__(self, path: str | os.PathLike[str], weighted: bool = False) -> None:
         self.weighted = weighted
-        self._writer = pq.ParquetWriter(
-            os.fspath(path),
-            parquet_schema(weighted),
-            compression="zstd",
-            use_dictionary=False,
-            write_statistics=False,
-        )
+        self._writer = parquet_writer(path, parquet_schema(weighted))
 
     def write(self, packed: Packed, sources: pa.Array) -> None:
         """Write these bins as the next row group."""
