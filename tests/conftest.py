@@ -4,10 +4,14 @@ A form for an instruction set or a GPU that this machine lacks is skipped, and t
 """
 
 import pytest
+from hypothesis import settings
 
 import agree
 import on_device
 from turnpack import cuda_available
+
+settings.register_profile("turnpack", deadline=None)  # a busy machine is no error
+settings.load_profile("turnpack")
 
 
 def pytest_generate_tests(metafunc):

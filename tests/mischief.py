@@ -190,14 +190,14 @@ def full_disk(folder: Path) -> Iterator[None]:
 
 
 def read_only(folder: Path) -> contextlib.AbstractContextManager[Any]:
-    real = os.mkdir
+    real = Path.mkdir
 
-    def mkdir(path: Any, *rest: Any) -> None:
-        if Path(path).name == ".turnpack":
+    def mkdir(path: Path, *rest: Any, **options: Any) -> None:
+        if path.name == ".turnpack":
             raise OSError(30, "Read-only file system", os.fspath(path))
-        real(path, *rest)
+        real(path, *rest, **options)
 
-    return mock.patch("os.mkdir", mkdir)
+    return mock.patch("pathlib.Path.mkdir", mkdir)
 
 
 # -- templates and tokenizers ----------------------------------------------------------------------

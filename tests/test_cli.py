@@ -277,14 +277,14 @@ def test_closed_streams(arguments, closed):
 
 
 def test_a_directory_without_permission_is_one_line(capsys, arguments, tmp_path, monkeypatch):
-    make = os.mkdir
+    make = Path.mkdir
 
-    def refuse(path, *rest):  # root, who may run this, writes anywhere
-        if Path(path).name == ".turnpack":
+    def refuse(path, *rest, **options):  # root, who may run this, writes anywhere
+        if path.name == ".turnpack":
             raise PermissionError(13, "Permission denied", str(path))
-        make(path, *rest)
+        make(path, *rest, **options)
 
-    monkeypatch.setattr("os.mkdir", refuse)
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     line = one_error(capsys, 2, instead(arguments, output=tmp_path / "locked"))
     assert line == f"{tmp_path / 'locked'}: Permission denied"
     assert not (tmp_path / "locked").exists()

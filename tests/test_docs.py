@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
@@ -59,6 +60,8 @@ def blocks(path):
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_its_code_runs(path, reader):
+    if "stage(" in path.read_text("utf-8") and find_spec("turnpack._cuda") is None:
+        pytest.skip("turnpack was built without its CUDA module")
     kinds = {kind for kind, _ in blocks(path)}
     # What is not run has to say so: "text" is a picture, "make" the commands that run this test.
     assert kinds <= {"python", "sh", "toml", "text", "make"}, path

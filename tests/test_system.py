@@ -17,7 +17,7 @@ from turnpack.cli import main
 ROOT = Path(__file__).parents[1]
 OTHERS = ["darwin", "win32"]
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it plays the others on Linux")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux plays the others")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,7 @@ def elsewhere(which, *arguments):
     )
 
 
+@on_linux
 @pytest.mark.parametrize("which", OTHERS)
 def test_an_output_is_the_same_anywhere(command, tmp_path, which):
     out, here = tmp_path / "out", tmp_path / "here"
@@ -66,6 +67,7 @@ def test_an_output_is_the_same_anywhere(command, tmp_path, which):
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
+@on_linux
 @pytest.mark.parametrize("which", OTHERS)
 def test_two_runs_exclude_each_other_anywhere(command, tmp_path, which):
     hidden = tmp_path / "out/.turnpack"
@@ -84,6 +86,7 @@ def test_two_runs_exclude_each_other_anywhere(command, tmp_path, which):
     assert not hidden.exists()
 
 
+@on_linux
 @pytest.mark.parametrize("which", OTHERS)
 def test_a_stopped_run_leaves_nothing_anywhere(command, tmp_path, which):
     done = elsewhere(which, *command, str(tmp_path / "new/out"), "--strict")
@@ -97,6 +100,13 @@ def test_no_other_module_asks_for_the_system():
         path.name for path in (ROOT / "src").rglob("*.py") if asks.search(path.read_text("utf-8"))
     }
     assert found == {"system.py"}
+
+
+def test_a_job_runs_here(command, tmp_path):
+    assert main([*command, str(tmp_path / "out")]) == 0
+    assert main([*command, str(tmp_path / "out"), "--seed", "1", "--workers", "2"]) == 0
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    assert not (tmp_path / "out/.turnpack").exists()
 
 
 def test_a_lock_goes_with_the_file(tmp_path):

@@ -50,5 +50,6 @@ def _complaint(data: bytes | str, error: orjson.JSONDecodeError) -> tuple[str, s
         except UnicodeDecodeError as bad:
             byte = data[bad.start]
             return "invalid UTF-8", f"byte {bad.start} is 0x{byte:02x}: {bad.reason}"
-    reason = "nested too deeply" if "limit" in error.msg else "invalid JSON"
+    deep = "limit" in error.msg or "depth" in error.msg  # as versions word it
+    reason = "nested too deeply" if deep else "invalid JSON"
     return reason, f"{error.msg} at character {error.pos}"

@@ -281,6 +281,10 @@ def _pool_of_processes(workers: int, work: Path) -> Iterator[ProcessPoolExecutor
     pool = ProcessPoolExecutor(
         workers, context, initializer=_start_worker, initargs=(work, stopping)
     )
+    if sys.version_info < (3, 11, 5):
+        # A pool whose workers died waits for ever until they have read what is on its way to them:
+        # CPython's issue 94777.
+        pool._call_queue.cancel_join_thread()  # type: ignore[attr-defined]
     try:
         yield pool
         pool.shutdown()
@@ -289,12 +293,8 @@ def _pool_of_processes(workers: int, work: Path) -> Iterator[ProcessPoolExecutor
             "a worker process died, perhaps for lack of memory: try fewer workers"
         ) from None
     finally:
-        if sys.version_info >= (3, 11, 5):  # before, a pool may not notice; CPython's issue 94777
-            stop.close()
-            pool.shutdown()
-        else:
-            pool.shutdown(cancel_futures=True)
-            stop.close()
+        stop.close()
+        pool.shutdown()
         stopping.close()
 
 

@@ -185,7 +185,7 @@ void run(Input in) {
     of.flat = in.one_in(2);
     of.wide = in.one_in(2);
     const int64_t count = in.below(12);
-    const int64_t longest = in.one_in(8) ? 256 : 24;
+    const int64_t longest = in.seldom() ? 256 : 20;
     of.offsets = offsets_of(in.sizes(count, longest));
     of.tokens = of.offsets.back();
     // Any order of them, not always all; what is empty stays out most of the time.
@@ -212,7 +212,7 @@ void run(Input in) {
         of.fill.push_back(used);
         of.capacity = std::max(of.capacity, used);
     }
-    of.capacity += in.below(32);
+    of.capacity += in.below(16);
     if (in.one_in(16)) of.capacity = in.any();
     if (in.one_in(16)) of.tokens += in.below(3) - 1;
     for (Numbers* numbers : {&of.offsets, &of.rows, &of.bin_offsets, &of.fill}) in.spoil(*numbers);

@@ -115,10 +115,10 @@ void run(Input in) {
     TP_REQUIRE(accepted == (capacity >= 1 && window >= 1 && align >= 1 && max_rows >= 1));
     if (!accepted) return;
 
-    for (int64_t steps = 1 + in.below(8); steps > 0; --steps) {
+    for (int64_t steps = 1 + in.below(in.seldom() ? 24 : 5); steps > 0; --steps) {
         const int64_t step = in.below(8);
         if (step < 5) {
-            Numbers lengths(in.below(in.one_in(8) ? 24 : 6));
+            Numbers lengths(in.below(in.seldom() ? 24 : 6));
             for (int64_t& length : lengths) length = std::min(capacity, 1 + in.below(64));
             in.spoil(lengths);
             Exactly<int64_t> given(lengths);

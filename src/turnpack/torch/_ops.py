@@ -33,7 +33,13 @@ def _made_by_pack(
     return made
 
 
-@torch.library.custom_op("turnpack::pack", mutates_args=())
+# A schema says what lists are: torch 2.6 cannot read it from `list[...]`.
+@torch.library.custom_op(
+    "turnpack::pack",
+    mutates_args=(),
+    schema="(Tensor input_ids, Tensor loss_mask, Tensor? loss_weights, Tensor starts, "
+    "Tensor sources, Tensor numbers, SymInt[] shape, SymInt pad_id, ScalarType dtype) -> Tensor[]",
+)
 def pack(
     input_ids: Tensor,
     loss_mask: Tensor,
@@ -72,7 +78,12 @@ def _made_of_tokens(like: Tensor, size: int, weighted: bool) -> list[Tensor]:
     return [*made, like.new_empty(size, dtype=torch.float32)] if weighted else made
 
 
-@torch.library.custom_op("turnpack::unpack", mutates_args=())
+@torch.library.custom_op(
+    "turnpack::unpack",
+    mutates_args=(),
+    schema="(Tensor input_ids, Tensor labels, Tensor? loss_weights, Tensor offsets, "
+    "Tensor sources, SymInt size) -> Tensor[]",
+)
 def unpack(
     input_ids: Tensor,
     labels: Tensor,
@@ -102,7 +113,12 @@ def _(input_ids, labels, loss_weights, offsets, sources, size):  # type: ignore[
     return _made_of_tokens(input_ids, size, loss_weights is not None)
 
 
-@torch.library.custom_op("turnpack::concat", mutates_args=())
+@torch.library.custom_op(
+    "turnpack::concat",
+    mutates_args=(),
+    schema="(Tensor turn_ids, Tensor around, Tensor starts, Tensor sources, Tensor targets, "
+    "SymInt size) -> Tensor[]",
+)
 def concat(
     turn_ids: Tensor, around: Tensor, starts: Tensor, sources: Tensor, targets: Tensor, size: int
 ) -> list[Tensor]:
