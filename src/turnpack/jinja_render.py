@@ -1,11 +1,10 @@
 """Jinja chat templates: rendered in a sandbox as transformers renders them, plain or traced.
 
 Owns the environment: settings, filters, functions, bounds, and how the engine is taught to keep
-track of where text comes from. The one module that imports jinja2; knows no message and no role.
+track of where text comes from. Only jinja_*.py import jinja2; they know no message and no role.
 
-The settings are those of transformers' `apply_chat_template`. The traced form changes the parsed
-template where the engine would lose track: `~` becomes `+` of strings, `in` becomes a test, and
-loops say which message they are at. It writes the same text.
+The settings are those of transformers' `apply_chat_template`. What the traced form changes in the
+parsed template is jinja_rewrite.py's.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from markupsafe import Markup
 
+from .jinja_rewrite import instrumented
 from .jinja_tame import loops_within_loops
 from .nouns import RowError
 from .provenance import (
@@ -662,7 +662,7 @@ class JinjaTemplate:
                 node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)
             } | {node.attr for node in tree.find_all(nodes.Getattr)}
             self._loops = loops_within_loops(tree)
-            self._traced = _TRACING.from_string(_instrumented(tree))
+            self._traced = _TRACING.from_string(instrumented(tree, _TRACING))
         except jinja2.TemplateError as error:
             raise ValueError(f"not a Jinja chat template: {error}") from None
         except RecursionError:
@@ -716,101 +716,6 @@ def _refused(error: BaseException) -> RowError:
     if isinstance(error, RecursionError):
         return RowError(TOO_MUCH, "it calls itself without end")
     return RowError(REFUSED, said)
-
-
-def _instrumented(tree: nodes.Template) -> nodes.Template:
-    """The parsed template with what tracing needs."""
-    for loop, node in enumerate(tree.find_all(nodes.For)):
-        node.body.insert(0, _output("_at", node.target, loop, node))
-        node.turnpack_loop = loop  # type: ignore[attr-defined]
-    _rewritten(tree)
-    tree.set_environment(_TRACING)
-    return tree
-
-
-def _output(name: str, target: nodes.Node, loop: int, at: nodes.Node) -> nodes.Output:
-    value: nodes.Expr = nodes.Const(None)
-    if isinstance(target, nodes.Name):
-        value = nodes.Name(target.name, "load")
-    filtered = nodes.Filter(value, name, [nodes.Const(loop)], [], None, None)
-    output = nodes.Output([filtered])
-    output.set_lineno(at.lineno, override=True)
-    return output
-
-
-def _rewritten(node: Any) -> Any:
-    """The node with everything below it rewritten."""
-    for field in node.fields:
-        value = getattr(node, field)
-        if isinstance(value, nodes.Node):
-            setattr(node, field, _rewritten(value))
-        elif isinstance(value, list):
-            made = []
-            for item in value:
-                made.append(_rewritten(item) if isinstance(item, nodes.Node) else item)
-                if isinstance(item, nodes.For):
-                    loop = item.turnpack_loop  # type: ignore[attr-defined]
-                    made.append(_output("_end", nodes.Const(None), loop, item))
-            setattr(node, field, made)
-    if isinstance(node, nodes.Concat):
-        # Jinja joins what `str` makes of each.
-        texts = [nodes.Filter(part, "string", [], [], None, None) for part in node.nodes]
-        return _added(texts, node)
-    if isinstance(node, nodes.Add):
-        first = node.left
-        if isinstance(first, nodes.Filter) and first.name == "_sum":
-            return _added([first.node, *first.args, node.right], node)
-        return _added([first, node.right], node)
-    if isinstance(node, nodes.Compare):
-        if len(node.ops) == 1:
-            return _compared(node, node.ops[0]).set_lineno(node.lineno, override=True)
-        node.expr = _through("_weighed", node.expr)
-    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
-        node.node = _through("_weighed", node.node)
-    if isinstance(node, (nodes.List, nodes.Dict)) or (
-        isinstance(node, nodes.Tuple) and node.ctx == "load"
-    ):
-        return _through("_made", node)
-    return node
-
-
-def _through(name: str, node: nodes.Expr) -> nodes.Expr:
-    """What a filter gives for it; a constant as it is."""
-    if all(isinstance(each, _CONSTANT) for each in (node, *node.find_all(nodes.Expr))):
-        return node
-    through = nodes.Filter(node, name, [], [], None, None)
-    through.set_lineno(node.lineno, override=True)
-    return through
-
-
-_CONSTANT = (nodes.Const, nodes.List, nodes.Tuple, nodes.Dict, nodes.Neg)
-
-
-def _added(terms: list[Any], at: nodes.Node) -> nodes.Node:
-    first, *others = terms
-    return nodes.Filter(first, "_sum", others, [], None, None).set_lineno(at.lineno, override=True)
-
-
-def _compared(node: nodes.Compare, operand: nodes.Operand) -> nodes.Expr:
-    """`in` and comparisons of a length as tests, which can see who asks."""
-    value, other, op = node.expr, operand.expr, operand.op
-    if op in ("in", "notin"):
-        test: nodes.Expr = nodes.Test(value, "in", [other], [], None, None)
-        return nodes.Not(test) if op == "notin" else test
-    if (
-        op in ("gt", "lteq", "eq", "ne")
-        and isinstance(value, nodes.Filter)
-        and value.name in ("length", "count")
-        and value.node is not None
-        and isinstance(other, nodes.Const)
-        and type(other.value) is int
-        and (other.value == 0 or op in ("gt", "lteq"))
-    ):
-        test = nodes.Test(value.node, "_longer", [other], [], None, None)
-        return nodes.Not(test) if op in ("lteq", "eq") else test
-    if not isinstance(value, nodes.Const) and not isinstance(other, nodes.Const):
-        node.expr, operand.expr = _through("_weighed", value), _through("_weighed", other)
-    return node
 
 
 _PLAIN = _Plain()

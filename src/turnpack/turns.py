@@ -155,8 +155,9 @@ class Turns:
     nothing.
 
     `differs`: the answers whose inference prompt is not what stands before them; `unstopped`: those
-    without a stop token. `guards`: what must hold for another conversation to have its turns in the
-    same places, None where no question can tell.
+    without a stop token, `dropped` those that the template does not write. `stopped_by`: the stop
+    tokens found. `static`: whether another conversation in the same pieces has its turns in the
+    same places.
     """
 
     def __init__(
