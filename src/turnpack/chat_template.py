@@ -514,7 +514,8 @@ class ChatTemplate:
             if messages[last]["role"] == "assistant" and weights[last] != 1:
                 # What closes the conversation may be the stop token of its last answer.
                 turns = self._turns(written, messages, tools, how, trace)
-                static, span = turns.static, turns.find(last)
+                span = turns.find(last)
+                static = turns.static
                 if span is not None and span.end > at:
                     spans.append((at, span.end, weights[last]))
                     at = span.end
