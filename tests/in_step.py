@@ -4,6 +4,7 @@ Run by torch.distributed's own launcher or as a plain process with its environme
 """
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -109,7 +110,11 @@ def main(how):
         seen.append(rows)
     print("seen", json.dumps({"length": len(loader), "epochs": seen}), flush=True)
     if distributed.is_initialized():
+        distributed.barrier()
         distributed.destroy_process_group()
+        # All is said. On a busy machine a thread of gloo's may still be there, and C++ ends the
+        # interpreter's last moments by an abort.
+        os._exit(0)
 
 
 if __name__ == "__main__":

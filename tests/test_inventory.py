@@ -80,7 +80,7 @@ def places_on_device(verb):
     yield "csrc/device.h", rf"WITH\(.*\b{kernel}\b"
     yield "csrc/bind_cuda.cpp", rf"def\(\"{verb}\""
     yield "src/turnpack/_cuda.pyi", rf"^def {verb}\("
-    yield "src/turnpack/torch/_ops.py", rf"custom_op\(\"turnpack::{verb}\""
+    yield "src/turnpack/torch/_ops.py", rf"custom_op\(\s*\"turnpack::{verb}\""
     yield "src/turnpack/torch/device.py", rf"^def {verb}\("
     yield "tests/on_device.py", rf"    def {verb}\("
     yield "benchmarks/bench_cuda.py", rf"_ops\.{verb}\b"
