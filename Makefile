@@ -41,9 +41,9 @@ test-oldest: .venv-oldest/oldest
 	.venv-oldest/bin/pytest --numprocesses auto -m "not soak and not slow and not thorough" $(OLDEST)
 
 # What takes too long for every day.
-soak: .venv/test .venv/bench
+soak: .venv/test .venv-peers/peers
 	$(BIN)/pytest -m soak
-	GB=20 $(BIN)/python benchmarks/large.py
+	GB=20 .venv-peers/bin/python benchmarks/large.py
 
 # The kernels of the GPU, emulated, under AddressSanitizer (`make test` has UBSan).
 sanitize: .venv/test
@@ -96,8 +96,8 @@ lint: .venv/lint
 bench: .venv/bench
 	$(BIN)/python benchmarks/run.py
 
-bench-large: .venv/bench
-	$(BIN)/python benchmarks/large.py
+bench-large: .venv-peers/peers
+	.venv-peers/bin/python benchmarks/large.py
 
 bench-peers: .venv-peers/peers
 	.venv-peers/bin/python benchmarks/peers

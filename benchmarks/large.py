@@ -1,7 +1,9 @@
 """`make bench-large`: `prepare` on gigabytes, made of real rows with variation.
 
 Keeps in results/large.json the throughput over the run (first and last tenth), the seconds of each
-stage and the private memory of the process. GB=2 says how much; nothing of it is left behind.
+stage and the private memory of the process. Beside it TRL's preparation and ours of the file's
+beginning, as much as TRL can do in memory and in minutes: as `make bench-peers` compares them.
+GB=2 says how much; nothing of it is left behind.
 """
 
 import os
@@ -17,11 +19,12 @@ import orjson
 import table
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks" / "peers")]
 
 import at_hand  # noqa: E402
 
 GB = float(os.environ.get("GB", "2"))
+PART = 50_000_000  # bytes of the beginning that TRL prepares too
 
 
 def chats():
@@ -107,16 +110,37 @@ def run(folder):
     )
 
 
+def compare(folder):
+    """Prepare the file's beginning as TRL does and as we do; print the MB/s of each."""
+    import compare_prepare
+    from side_by_side import timed
+
+    with (folder / "chats.jsonl").open("rb") as file:
+        (folder / "beginning.jsonl").write_bytes(b"".join(file.readlines(PART)))
+    os.environ["TURNPACK_CHATS"] = str(folder / "beginning.jsonl")
+    for _, forms, _ in compare_prepare.compare(1.0):  # one group, whose files go with the loop
+        figures = forms[0].figures
+        rates = {
+            name: figures["bytes"] / taken["median_ms"] / 1e3
+            for name, taken in timed(forms, 1).items()
+            if not name.endswith("report")
+        }
+    beginning = {"megabytes": figures["bytes"] / 1e6, "conversations": figures["rows"]}
+    print(orjson.dumps({"beginning": {**beginning, "mb_s": rates}}).decode())
+
+
 def main():
     if len(sys.argv) > 1:
-        run(Path(sys.argv[1]))
+        {"run": run, "compare": compare}[sys.argv[1]](Path(sys.argv[2]))
         return
     folder = Path(tempfile.mkdtemp(prefix="bench-large-"))
     try:
         write(folder / "chats.jsonl")
-        command = [sys.executable, __file__, str(folder)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-        results = {**table.machine(("turnpack", "numpy", "pyarrow")), **orjson.loads(done.stdout)}
+        results = table.machine(("turnpack", "numpy", "pyarrow", "trl"))
+        for step in ("run", "compare"):
+            command = [sys.executable, __file__, step, str(folder)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+            results |= orjson.loads(done.stdout.splitlines()[-1])
         table.keep("large", results)
         print(orjson.dumps(results, option=orjson.OPT_INDENT_2).decode())
     finally:

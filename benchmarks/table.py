@@ -111,6 +111,10 @@ def large(results):
     yield f"| bins full | {results['utilization']:.2%} |"
     stages = ", ".join(f"{stage} {took:,.0f}" for stage, took in results["stages_s"].items())
     yield f"| seconds of stages, which run beside each other | {stages} |"
+    beginning = results["beginning"]
+    part = f"{beginning['megabytes']:.0f} MB, {beginning['conversations']:,} conversations"
+    for form, rate in beginning["mb_s"].items():
+        yield f"| its beginning alone ({part}): {form} | {rate:.1f} MB/s |"
     yield ""
     cores, python = results["cores"], results["python"]
     yield f"One run on {results['processor']}, {cores} cores, Python {python}."

@@ -63,7 +63,11 @@ def in_folder(folder, share):
     encoder = Encoder(tokenizer, "chatml", max_length=CAPACITY)
     tokens = write_messages(chats, encoder, share)
     theirs = TRL(chats, folder)
-    figures = {"rows": len(tokens), "tokens": len(tokens.input_ids)}
+    figures = {
+        "rows": len(tokens),
+        "tokens": len(tokens.input_ids),
+        "bytes": chats.stat().st_size,
+    }
     behind = compare_rows(tokens, theirs.prepared(packing=False)[1])
     forms = [
         *(ours(name, options, chats, tokenizer, folder, figures) for name, options in backends()),
