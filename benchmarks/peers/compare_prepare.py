@@ -115,7 +115,7 @@ def ours(name, options, chats, tokenizer, folder, figures):
     output = folder / "bins"
 
     def run():
-        spent = 0.0
+        spent, loaded = 0.0, []
         load = tokenizers.load
 
         def timed_load(*arguments, **keywords):
@@ -123,6 +123,7 @@ def ours(name, options, chats, tokenizer, folder, figures):
             begun = perf_counter()
             backend = load(*arguments, **keywords)
             spent += perf_counter() - begun
+            loaded.append(backend)  # to free it is loading's cost too, and TRL's is never freed
             return backend
 
         # `datasets` turns the tokenizer's threads off where it forks, and never on again.

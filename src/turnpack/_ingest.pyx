@@ -230,6 +230,24 @@ def plain_messages(object items, str role_key, str text_key, dict roles):
     return messages
 
 
+def plain_roles(object messages):
+    """The roles of messages that are a role and one thing more; None where one is another."""
+    cdef list roles = []
+    for message in messages:
+        if type(message) is not dict or len(<dict>message) != 2:
+            return None
+        roles.append((<dict>message)["role"])
+    return tuple(roles)
+
+
+def longest(list texts):
+    """How many characters the longest of the texts has, 0 where there is none."""
+    cdef Py_ssize_t most = 0
+    for text in texts:
+        most = max(most, len(<str?>text))
+    return most
+
+
 def text_size(object value, int levels):
     """How many bytes or characters the texts in lists and dicts have, to so many levels."""
     cdef Py_ssize_t size = 0
@@ -248,15 +266,22 @@ def text_size(object value, int levels):
 
 def is_nested(object value, int levels):
     """Whether lists and dicts are nested more than so many levels deep."""
+    return _is_nested(value, levels)
+
+
+cdef bint _is_nested(object value, int levels) except -1:
     if type(value) is dict:
-        value = (<dict>value).values()
-    elif type(value) is not list:
-        return False
-    if levels == 0:
-        return True
-    for item in value:
-        if (type(item) is dict or type(item) is list) and is_nested(item, levels - 1):
+        if levels == 0:
             return True
+        for item in (<dict>value).values():
+            if _is_nested(item, levels - 1):
+                return True
+    elif type(value) is list:
+        if levels == 0:
+            return True
+        for item in <list>value:
+            if _is_nested(item, levels - 1):
+                return True
     return False
 
 
@@ -269,7 +294,7 @@ def sampled(list texts, int one_in):
         text = <str?>texts[place]
         size = PyUnicode_GET_LENGTH(text)
         mixed = size + 1
-        for at in range(0, size, size // 64 + 1):
+        for at in range(0, size, size // 16 + 1):
             mixed = (mixed ^ PyUnicode_READ_CHAR(text, at)) * <uint64_t>0x100000001B3ULL
         if ((mixed * <uint64_t>0x9E3779B97F4A7C15ULL) >> 40) % one_in == 0:
             places.append(place)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from . import kernels, tokenizers
 from ._checks import is_int
+from ._ingest import longest
 from .formats import conversation as read_row
 from .nouns import Conversation, Message, Reject, Rendered, Role, RowError, Segment, Tokens
 from .rendering import asks
@@ -642,12 +643,11 @@ def _layout(
     return _Layout(continues, roles, has_text, weights)
 
 
-def _check_size(texts: Sequence[str]) -> None:
+def _check_size(texts: list[str]) -> None:
     """Raise RowError for a text that is too long for any tokenizer's memory."""
-    longest = max(map(len, texts), default=0)
-    if longest > MAX_TEXT:
+    if (size := longest(texts)) > MAX_TEXT:
         raise RowError(
-            "too large", f"a text of {longest:,} characters, and no more than {MAX_TEXT:,} go"
+            "too large", f"a text of {size:,} characters, and no more than {MAX_TEXT:,} go"
         )
 
 

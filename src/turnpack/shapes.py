@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from ._ingest import plain_roles
 from .nouns import Conversation, Message, Segment
 from .patterns import Field, Pattern, splitter
 from .rendering import END_OF_THINK, RESULT, Rendering
@@ -33,13 +34,18 @@ def shape_of(conversation: Conversation) -> Shape | None:
     """The shape of a conversation; None where it is more than roles, texts and inputs."""
     if conversation.tools:
         return None
-    # Nearly all messages are a role and a content.
-    shape: list[Any] = [m["role"] if len(m) == 2 else _with_input(m) for m in conversation.messages]
-    return None if None in shape else tuple(shape)
+    messages = conversation.messages
+    plain = plain_roles(messages)
+    if plain is not None:
+        return plain
+    shape = [_with_input(message) for message in messages]
+    return None if None in shape else tuple(cast("list[str]", shape))
 
 
 def _with_input(message: Message) -> str | None:
     role: str = message["role"]
+    if len(message) == 2:
+        return role
     return role + _INPUT if len(message) == 3 and message.get("input") else None
 
 
