@@ -113,7 +113,8 @@ class Rule(Protocol):
 class Streamed:
     """Bins of a rule that closes them as rows come; shuffled block by block.
 
-    The rule gets `window` rows at a time, so that what waits is not moved for each part.
+    The rule gets `window` rows at a time. Rows lie as they came until a block is made of some of
+    them, so that those that wait are moved once a block.
     """
 
     holds_all = False
@@ -124,69 +125,69 @@ class Streamed:
         self._seed = seed
         self._block_tokens = block_tokens
         self._blocks = 0
-        self._coming = Rows.join([])
-        self._waiting = Rows.join([])
-        self._numbers = np.empty(0, np.int64)  # of the waiting rows, over the stream
+        self._held: list[Rows] = []
+        self._numbers = np.empty(0, np.int64)  # of all these rows, over the stream
+        self._coming = np.empty(0, np.int64)  # lengths of the last of them, which no rule saw yet
         self._seen = 0
-        self._closed: list[Block] = []
+        self._closed: list[Plan] = []  # by numbers
 
     def add(self, rows: Rows) -> Iterator[Block]:
         """See Binning."""
-        self._coming = Rows.join([self._coming, rows])
+        self._hold(rows)
         while len(self._coming) >= self._window:
-            first = self._coming.slice(0, self._window)
-            self._coming = self._coming.slice(self._window, len(self._coming))
-            self._close(first, self._rule.add(first.tokens.lengths))
-            if sum(int(plan.fill.sum()) for _, plan in self._closed) >= self._block_tokens:
+            self._see(self._window)
+            if sum(int(plan.fill.sum()) for plan in self._closed) >= self._block_tokens:
                 yield from self.drain()
 
     def drain(self) -> Iterator[Block]:
         """See Binning."""
         if self._closed:
-            rows = Rows.join([block.rows for block in self._closed])
-            firsts = np.cumsum([0, *(len(block.rows) for block in self._closed)])
-            plan = Plan(
-                np.concatenate(
-                    [p.rows + at for (_, p), at in zip(self._closed, firsts, strict=False)]
-                ),
-                np.append(
-                    0, np.cumsum(np.concatenate([np.diff(p.offsets) for _, p in self._closed]))
-                ),
-                np.concatenate([p.fill for _, p in self._closed]),
-                self._closed[0].plan.capacity,
+            numbers, sizes, fills = (
+                np.concatenate(arrays)
+                for arrays in zip(
+                    *((p.rows, np.diff(p.offsets), p.fill) for p in self._closed), strict=True
+                )
             )
+            places = np.searchsorted(self._numbers, numbers)
+            capacity = self._closed[0].capacity
+            plan = Plan(places, np.append(0, np.cumsum(sizes)), fills, capacity)
+            rows = Rows.join(self._held)
+            left = np.delete(np.arange(len(rows)), places)
+            self._held, self._numbers = [rows.take(left)], self._numbers[left]
             self._closed = []
             self._blocks += 1
             yield Block(rows, shuffled(plan, self._seed, self._blocks))
 
     def flush(self) -> Iterator[Block]:
         """See Binning."""
-        last, self._coming = self._coming, Rows.join([])
-        self._close(last, self._rule.add(last.tokens.lengths))
-        self._close(Rows.join([]), self._rule.flush())
+        self._see(len(self._coming))
+        self._close(self._rule.flush())
         yield from self.drain()
 
-    def _close(self, rows: Rows, plan: Plan) -> None:
-        """Hold the bins of a plan of the rows that waited and these, and the rows that are left."""
-        numbers = np.append(self._numbers, np.arange(self._seen, self._seen + len(rows)))
-        self._seen += len(rows)
-        waiting = Rows.join([self._waiting, rows])
-        places = np.searchsorted(numbers, plan.rows)
-        if len(places):
-            here = Plan(places, plan.offsets, plan.fill, plan.capacity)
-            self._closed.append(Block(waiting, here))
-        left = np.delete(np.arange(len(numbers)), places)
-        self._numbers = numbers[left]
-        self._waiting = waiting.take(left)
+    def _hold(self, rows: Rows) -> None:
+        first = self._seen + len(self._coming)
+        self._held.append(rows)
+        self._numbers = np.append(self._numbers, np.arange(first, first + len(rows)))
+        self._coming = np.append(self._coming, rows.tokens.lengths)
+
+    def _see(self, rows: int) -> None:
+        """Let the rule have so many of the rows that come."""
+        lengths, self._coming = np.split(self._coming, [rows])
+        self._seen += rows
+        self._close(self._rule.add(lengths))
+
+    def _close(self, plan: Plan) -> None:
+        if plan.num_bins:
+            self._closed.append(plan)
 
     def save(self, folder: Path, name: str) -> dict[str, Any]:
         """See Binning."""
         if self._closed:
             raise RuntimeError("closed bins wait for their block")
-        Rows.join([self._waiting, self._coming]).save(folder / f"{name}.arrow")
+        Rows.join(self._held).save(folder / f"{name}.arrow")
         return {
             "files": [f"{name}.arrow"],
-            "numbers": self._numbers.tolist(),
+            "numbers": self._numbers[: len(self._numbers) - len(self._coming)].tolist(),
             "seen": self._seen,
             "blocks": self._blocks,
             "rule": self._rule.state_dict(),
@@ -195,11 +196,11 @@ class Streamed:
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """See Binning."""
         (name,) = state["files"]
-        rows = Rows.load(folder / name)
-        self._numbers = np.array(state["numbers"], np.int64)
-        self._waiting = rows.slice(0, len(self._numbers))
-        self._coming = rows.slice(len(self._numbers), len(rows))
         self._seen, self._blocks = state["seen"], state["blocks"]
+        rows, numbers = Rows.load(folder / name), np.array(state["numbers"], np.int64)
+        self._held = [rows]
+        self._coming = rows.tokens.lengths[len(numbers) :]
+        self._numbers = np.append(numbers, np.arange(self._seen, self._seen + len(self._coming)))
         self._rule.load_state_dict(state["rule"])
 
 
