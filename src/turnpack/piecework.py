@@ -6,7 +6,6 @@ folders, is ray.py's; nothing here imports ray.
 
 from __future__ import annotations
 
-import gc
 import os
 import pickle
 import shutil
@@ -22,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from . import pipeline
 from .binning import Binning, Block
 from .fast_tokenizer import Accelerated
 from .fates import Fates, Input
+from .garbage import collect_seldom
 from .job import Assignment, Job, Settings, Tally
 from .journal import Journal
 from .nouns import Plan
@@ -96,7 +95,7 @@ class Worker:
 
     def __init__(self, home: str, directory: str) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other processors have workers too
-        gc.set_threshold(pipeline.COLLECT_EVERY)
+        collect_seldom()
         with suppress(OSError):
             os.chdir(directory)
         self._home = Path(home)

@@ -7,7 +7,6 @@ what becomes of its tokens is the caller's.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import pickle
 import signal
@@ -31,15 +30,12 @@ from . import records
 from .encode import Begun, Encoder
 from .fast_tokenizer import Accelerated
 from .fates import Described, describe
+from .garbage import collect_seldom
 from .nouns import Conversation, Reject, Source
 from .records import RawRow
 from .rows import Rows
 from .system import interrupts_held
 from .tokenizers import Backend
-
-# Objects made between two searches for garbage in cycles. A row makes some ten, none of them in a
-# cycle, and with Python's own 700 the searches take a third of the time of reading.
-COLLECT_EVERY = 100_000
 
 
 class Chunk(NamedTuple):
@@ -298,23 +294,12 @@ def _pool_of_processes(workers: int, work: Path) -> Iterator[ProcessPoolExecutor
         stopping.close()
 
 
-@contextlib.contextmanager
-def seldom_collecting() -> Iterator[None]:
-    """Search for garbage in cycles less often inside the block."""
-    before = gc.get_threshold()
-    gc.set_threshold(max(before[0], COLLECT_EVERY) if before[0] else 0, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-
-
 _worker: list[Work] = []
 
 
 def _start_worker(work: Path, stopping: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where they cannot be held back from us
-    gc.set_threshold(COLLECT_EVERY)
+    collect_seldom()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other processors have workers of their own
     threading.Thread(target=_die_with_parent, args=(stopping,), daemon=True).start()
     _worker.append(pickle.loads(work.read_bytes()))

@@ -15,13 +15,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-from . import pipeline, records, tokenizers
 from . import recipe as recipes
+from . import records, tokenizers
 from ._version import __version__
 from .binning import Binning, binning
 from .encode import Encoder
 from .fast_tokenizer import Accelerated
 from .fates import FATES, Input
+from .garbage import seldom_collecting
 from .job import STAGES, Assignment, Job, Progress, Settings, StaleError, block_tokens
 from .journal import Journal, input_identity
 from .output import ENTRIES, HIDDEN, RUN, is_output, loads, replacing, write_json, write_manifest
@@ -173,7 +174,7 @@ def _prepare(
     if isinstance(backend, Accelerated):
         backend.begin()
     try:
-        with replacing(output, resume) as hidden, pipeline.seldom_collecting():
+        with replacing(output, resume) as hidden, seldom_collecting():
             journal = Journal(hidden, identity)
             if resume:
                 _check_resumed(journal, Path(output), report)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import os
 import secrets
 import warnings
@@ -28,6 +27,7 @@ import orjson
 
 from . import kernels
 from .fast_tokenizer import BACKENDS, Accelerated, Gigatoken, probes
+from .garbage import seldom_collecting
 from .tokenizer_folder import MAX_IDS, Beside, named_templates, read_beside, save_files
 
 Ids = npt.NDArray[np.int32]
@@ -118,10 +118,11 @@ def load(
         raise ValueError(
             f"the tokenizer backend must be one of {', '.join(BACKENDS)}, not {backend!r}"
         )
-    made = _load(tokenizer, bos, eos)
-    if isinstance(made, (HuggingFace, SentencePiece)) and made is not tokenizer:
-        made.accelerate(backend, made.gigatoken, probes(made.pieces()))
-    return made
+    with seldom_collecting():
+        made = _load(tokenizer, bos, eos)
+        if isinstance(made, (HuggingFace, SentencePiece)) and made is not tokenizer:
+            made.accelerate(backend, made.gigatoken, probes(made.pieces()))
+        return made
 
 
 def _load(tokenizer: Any, bos: str | None, eos: str | None) -> Backend:
@@ -206,7 +207,7 @@ class HuggingFace(Accelerated):
         """
         tokenizers = _import("tokenizers")
         try:
-            _check_ids(text)
+            written = _added_tokens(text)
             self._own = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{name} is not a tokenizer.json: {error}") from None
@@ -216,7 +217,7 @@ class HuggingFace(Accelerated):
         self._own.no_padding()
         own = self._own.to_str()
         self._digest = _sha256(own)
-        spec = json.loads(own)
+        spec = orjson.loads(own)
         added = [token for token in spec["added_tokens"] if not _is_blank(token)]
         self._control = {token["content"]: token["id"] for token in added}
         self._strips = {
@@ -239,16 +240,16 @@ class HuggingFace(Accelerated):
                     "name, which is a character of the vocabulary too",
                     stacklevel=4,
                 )
-        _warn_of_other_ids(name, text, self._control)
+        _warn_of_other_ids(name, written, self._control)
         with _library_errors(name):
             self._make_twins(spec)
 
     def _make_twins(self, spec: dict[str, Any]) -> None:
-        make = _import("tokenizers").Tokenizer.from_str
+        make = _import("tokenizers").Tokenizer.from_buffer
         twin = _without_added_tokens(spec)
-        self._fresh = make(json.dumps(twin))
+        self._fresh = make(orjson.dumps(twin))
         bare, self.fresh_after = _without_text_prefix(twin)
-        self._continuing = make(json.dumps(bare)) if bare else self._fresh
+        self._continuing = make(orjson.dumps(bare)) if bare else self._fresh
 
     def __getstate__(self) -> dict[str, Any]:
         # The twins hold a secret that is new in every process: with them, no pickle of the same
@@ -259,7 +260,8 @@ class HuggingFace(Accelerated):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _fast=None)
-        self._make_twins(json.loads(self._own.to_str()))
+        with seldom_collecting():
+            self._make_twins(orjson.loads(self._own.to_str()))
         if state["_fast"] is not None:
             self._fast = self.gigatoken(state["_fast"])
 
@@ -285,7 +287,8 @@ class HuggingFace(Accelerated):
     def gigatoken(self, kind: type[Gigatoken] | None = None) -> Gigatoken:
         """Another way to the same ids; see Gigatoken for what it raises."""
         added = self._own.get_added_tokens_decoder().values()
-        fresh, continuing = self._fresh.to_str(), self._continuing.to_str()
+        fresh = self._fresh.to_str()
+        continuing = fresh if self._continuing is self._fresh else self._continuing.to_str()
         return (kind or Gigatoken)(
             "from_json", fresh, continuing, [token.content for token in added]
         )
@@ -363,8 +366,11 @@ def _library_errors(name: str) -> Iterator[None]:
         raise TokenizerError(f"tokenizer {name} does not work: {error}") from None
 
 
-def _check_ids(text: str) -> None:
-    """Raise ValueError where a tokenizer.json has ids for which nobody has the memory."""
+def _added_tokens(text: str) -> list[Any]:
+    """The added tokens as a tokenizer.json has them, none where it is no such thing.
+
+    Raises ValueError where it has ids for which nobody has the memory.
+    """
     try:
         spec = orjson.loads(text)
         vocab, added = spec["model"]["vocab"], spec.get("added_tokens") or []
@@ -372,23 +378,24 @@ def _check_ids(text: str) -> None:
         largest = max([*ids, *(token["id"] for token in added)], default=0)
         enormous = largest >= MAX_IDS
     except (AttributeError, LookupError, TypeError, ValueError):
-        return  # the library says what is wrong
+        return []  # the library says what is wrong
     if enormous:
         raise ValueError(f"it has the id {largest}, and no vocabulary has {MAX_IDS:,} ids")
+    return list(added)
 
 
-def _warn_of_other_ids(name: str, text: str, given: Mapping[str, int]) -> None:
-    """Warn where the library numbers an added token otherwise than the file does."""
+def _warn_of_other_ids(name: str, written: Sequence[Any], given: Mapping[str, int]) -> None:
+    """Warn where the library numbers an added token otherwise than it is written in the file."""
     other = [
         (token["content"], token["id"], given[token["content"]])
-        for token in orjson.loads(text).get("added_tokens") or []
+        for token in written
         if given.get(token["content"], token["id"]) != token["id"]
     ]
     if other:
-        content, written, taken = other[0]
+        content, there, taken = other[0]
         more = f", and so {len(other) - 1} more" if len(other) > 1 else ""
         warnings.warn(
-            f"{name}: {content!r} has the id {written} in the file, but the tokenizer's library "
+            f"{name}: {content!r} has the id {there} in the file, but the tokenizer's library "
             f"numbers added tokens itself and gives it {taken}{more}",
             stacklevel=4,
         )
