@@ -1,9 +1,12 @@
 """One row → Conversation: every format, every reject of it with its exact words."""
 
 import json
+from types import MappingProxyType
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chats import assistant, system, user
 from turnpack.formats import FORMATS, conversation
@@ -671,3 +674,35 @@ def test_dollys_context_is_the_input():
         "input": "long text",
     }
     assert conversation({**row, "input": "i"}).messages[0]["input"] == "i"
+
+
+KEYS = ("system", "tools", "functions", "id", "instruction", "conversations")
+VALUES = st.sampled_from([None, "", "s", [], "null", "[]", [{"name": "f"}], 0, False, 1.5])
+ITEMS = st.sampled_from(
+    [
+        user("q"),
+        assistant("a"),
+        {"role": "user"},
+        {"role": "developer", "content": "d"},
+        {"role": "x", "content": "d"},
+        {"role": "user", "content": "\ud800"},
+        {"role": "assistant", "content": "a", "train": False},
+        5,
+    ]
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(KEYS), VALUES),
+    st.one_of(st.none(), st.lists(ITEMS, max_size=3)),
+    st.sampled_from([None, "messages", "alpaca"]),
+)
+def test_a_plain_row_is_read_as_any_other(besides, listed, format):
+    def read(row):
+        try:
+            return conversation(row, format=format)
+        except RowError as error:
+            return repr(error)
+
+    row = {"messages": listed, **besides}
+    assert read(row) == read(MappingProxyType(row))  # which is no dict, and takes the long way

@@ -45,6 +45,9 @@ def conversation(
 
     Raises RowError for a row that is none, ValueError for a format that does not exist.
     """
+    plain = _plain(row) if format is None or format == "messages" else None
+    if plain is not None:
+        return Conversation(plain, None, source, row)
     check_format(format)
     if type(row) is not dict and not isinstance(row, Mapping):
         raise RowError("wrong type", f"the row is {kind(row)}, not an object")
@@ -83,6 +86,17 @@ def _detect(row: _Object, fields: _Object) -> str:
     raise RowError(
         "unknown format", f"the row's keys are {shown}" if keys else "the row has no keys"
     )
+
+
+def _plain(row: Any) -> _Messages | None:
+    """The messages of a row that is nothing but plain messages, as most are; None for any other."""
+    if type(row) is not dict:
+        return None
+    if len(row) > 1 and not (
+        row.get("system") is None and row.get("tools") is None and row.get("functions") is None
+    ):
+        return None
+    return plain_messages(row.get("messages"), "role", "content", _ROLES)
 
 
 def _from_messages(fields: _Object) -> _Messages:

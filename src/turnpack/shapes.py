@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ._ingest import plain_roles
@@ -164,7 +165,9 @@ def _fill(
     for number, role in enumerate(shape):
         content = f"messages[{number}]['content']"
         if role.startswith("assistant") and tokens:
-            looked_at.append(f"recognises({content})")
+            # To look for a character or two costs far less than a search.
+            start = commonprefix(tokens)  # noqa: RUF071 - of any strings
+            looked_at.append(f"{start!r} in {content} and recognises({content})")
         elif role.startswith("user") and reasons:
             looked_at.append(f"{content}.startswith({RESULT!r})")
     joined = [
