@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chats import assistant, system, user
@@ -676,8 +676,8 @@ def test_dollys_context_is_the_input():
     assert conversation({**row, "input": "i"}).messages[0]["input"] == "i"
 
 
-KEYS = ("system", "tools", "functions", "id", "instruction", "conversations")
-VALUES = st.sampled_from([None, "", "s", [], "null", "[]", [{"name": "f"}], 0, False, 1.5])
+KEYS = ("system", "tools", "functions", "instruction")
+VALUES = st.sampled_from([None, "", "s", [], [{"name": "f"}], 0])
 ITEMS = st.sampled_from(
     [
         user("q"),
@@ -692,9 +692,10 @@ ITEMS = st.sampled_from(
 )
 
 
+@settings(max_examples=500)
 @given(
-    st.dictionaries(st.sampled_from(KEYS), VALUES),
-    st.one_of(st.none(), st.lists(ITEMS, max_size=3)),
+    st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=2),
+    st.one_of(st.just([user("q"), assistant("a")]), st.none(), st.lists(ITEMS, max_size=3)),
     st.sampled_from([None, "messages", "alpaca"]),
 )
 def test_a_plain_row_is_read_as_any_other(besides, listed, format):
