@@ -3,12 +3,17 @@
 A form for an instruction set or a GPU that this machine lacks is skipped, and the skip says which.
 """
 
+import signal
+
 import pytest
 from hypothesis import settings
 
 import agree
 import on_device
 from turnpack import cuda_available
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as behind the & of a shell script
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which those that we start have too
 
 settings.register_profile("turnpack", deadline=None)  # a busy machine is no error
 settings.load_profile("turnpack")

@@ -51,6 +51,8 @@ def test_a_sample_has_about_so_many_texts():
         [chr(32 + n) for n in range(20_000)],
         ["x" * n for n in range(20_000)],
         [f"A question of the same length, {n:05}?" for n in range(20_000)],
+        [f"{'Something before. ' * 99}{n:05}{', and behind' * 99}" for n in range(20_000)],
+        [chr(0x4E00 + n // 100) * 3 + chr(0x1F300 + n % 100) for n in range(20_000)],
     ):
         assert 40 < len(_ingest.sampled(texts, 256)) < 160
 

@@ -8,7 +8,8 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from cpython.unicode cimport PyUnicode_AsUTF8
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.string cimport memcpy
 
 import numpy as np
 
@@ -18,7 +19,8 @@ from turnpack._checks import is_int
 cdef extern from "Python.h":
     bint PyUnicode_IS_ASCII(object)
     Py_ssize_t PyUnicode_GET_LENGTH(object)
-    uint32_t PyUnicode_READ_CHAR(object, Py_ssize_t)
+    int PyUnicode_KIND(object)
+    void* PyUnicode_DATA(object)
 
 
 cdef extern from *:
@@ -287,15 +289,22 @@ cdef bint _is_nested(object value, int levels) except -1:
 
 def sampled(list texts, int one_in):
     """The places of about one in so many texts; which ones is for each text alone to say."""
-    cdef Py_ssize_t place, at, size
-    cdef uint64_t mixed
+    cdef Py_ssize_t place
     cdef list places = []
     for place in range(len(texts)):
-        text = <str?>texts[place]
-        size = PyUnicode_GET_LENGTH(text)
-        mixed = size + 1
-        for at in range(0, size, size // 16 + 1):
-            mixed = (mixed ^ PyUnicode_READ_CHAR(text, at)) * <uint64_t>0x100000001B3ULL
-        if ((mixed * <uint64_t>0x9E3779B97F4A7C15ULL) >> 40) % one_in == 0:
+        if (_digest(<str?>texts[place]) >> 40) % one_in == 0:
             places.append(place)
     return places
+
+
+cdef uint64_t _digest(str text):
+    """A number that depends on every byte of a text as it lies in memory."""
+    cdef Py_ssize_t at, size = PyUnicode_GET_LENGTH(text) * PyUnicode_KIND(text)
+    cdef const char* data = <const char*>PyUnicode_DATA(text)
+    cdef uint64_t word, mixed = size + 1
+    for at in range(0, size, 8):
+        word = 0
+        memcpy(&word, data + at, min(8, size - at))
+        mixed = ((mixed ^ word) * <uint64_t>0x9E3779B97F4A7C15ULL)
+        mixed ^= mixed >> 32
+    return mixed * <uint64_t>0x9E3779B97F4A7C15ULL
