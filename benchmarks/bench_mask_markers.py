@@ -59,13 +59,15 @@ def test_mask_markers(benchmark, few, form):
 
 
 @pytest.mark.benchmark(group="mask_markers 100 million tokens")
-@pytest.mark.parametrize("form", ["core", "core, 2 threads", "numba"])
+@pytest.mark.parametrize("form", ["core", "core, 2 threads", "core, new memory", "numba"])
 def test_mask_markers_many(timed, many, form):
     expected = kernels.mask_markers(*many, [START], [END])
+    mask = np.empty_like(expected)
     if form == "numba":
         rounds, run = 3, numba_form(many, expected)
     else:
-        rounds, threads = 15, threads_of(form)
-        run = lambda: kernels.mask_markers(*many, [START], [END], threads=threads)  # noqa: E731
+        rounds = 15
+        kwargs = {"out": None if "new" in form else mask, "threads": threads_of(form)}
+        run = lambda: kernels.mask_markers(*many, [START], [END], **kwargs)  # noqa: E731
         assert np.array_equal(run(), expected)
     timed(form, run, many[0].nbytes + expected.nbytes + many[1].nbytes, rounds)

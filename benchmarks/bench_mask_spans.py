@@ -52,13 +52,15 @@ def test_mask_spans(benchmark, few, form):
 
 
 @pytest.mark.benchmark(group="mask_spans 100 million tokens")
-@pytest.mark.parametrize("form", ["core", "core, 2 threads", "numba"])
+@pytest.mark.parametrize("form", ["core", "core, 2 threads", "core, new memory", "numba"])
 def test_mask_spans_many(timed, many, form):
     expected = kernels.mask_spans(*many)
+    mask = np.empty_like(expected)
     if form == "numba":
         rounds, run = 3, numba_form(many, expected)
     else:
-        rounds, threads = 15, threads_of(form)
-        run = lambda: kernels.mask_spans(*many, threads=threads)  # noqa: E731
+        rounds = 15
+        kwargs = {"out": None if "new" in form else mask, "threads": threads_of(form)}
+        run = lambda: kernels.mask_spans(*many, **kwargs)  # noqa: E731
         assert np.array_equal(run(), expected)
     timed(form, run, sum(array.nbytes for array in (*many, expected)), rounds)

@@ -27,6 +27,7 @@ template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 using Offsets = Array<int64_t>;
 using Weights = std::optional<Array<float>>;
+using Mask = std::optional<Array<uint8_t>>;
 
 // Runs a core function without the GIL.
 template <class Work>
@@ -106,13 +107,20 @@ py::tuple concat(const Array<int32_t>& turn_ids, const Offsets& given_turn_offse
     return py::make_tuple(input_ids, loss_mask, offsets);
 }
 
+// The mask that is to be written, or a new one.
+Array<uint8_t> mask_of(const Mask& out, int64_t tokens) {
+    if (!out) return aligned<uint8_t>({tokens});
+    check_size("out", out->size(), tokens);
+    return *out;
+}
+
 Array<uint8_t> mask_spans(const Offsets& extents, const Offsets& given_offsets,
-                          const Offsets& spans, const Offsets& given_span_offsets,
+                          const Offsets& spans, const Offsets& given_span_offsets, const Mask& out,
                           int64_t threads) {
     const Offsets offsets = held(given_offsets), span_offsets = held(given_span_offsets);
     check_threads(threads);
     const int64_t tokens = extents.size() / 2;
-    auto loss_mask = aligned<uint8_t>({tokens});
+    auto loss_mask = mask_of(out, tokens);
     uint8_t* mask = loss_mask.mutable_data();
     unlocked([&] {
         turnpack::mask_spans(extents.data(), tokens, offsets.data(), offsets.size(), spans.data(),
@@ -125,14 +133,14 @@ Array<uint8_t> mask_spans(const Offsets& extents, const Offsets& given_offsets,
 Array<uint8_t> mask_markers(const Array<int32_t>& input_ids, const Offsets& given_offsets,
                             const Array<int32_t>& starts, const Offsets& start_offsets,
                             const Array<int32_t>& ends, const Offsets& end_offsets,
-                            bool include_end, int64_t threads) {
+                            bool include_end, const Mask& out, int64_t threads) {
     const Offsets offsets = held(given_offsets);
     check_threads(threads);
     check_offsets("start_offsets", start_offsets.data(), start_offsets.size(), starts.size());
     check_offsets("end_offsets", end_offsets.data(), end_offsets.size(), ends.size());
     const Patterns opening{starts.data(), start_offsets.data(), start_offsets.size() - 1};
     const Patterns closing{ends.data(), end_offsets.data(), end_offsets.size() - 1};
-    auto loss_mask = aligned<uint8_t>({input_ids.size()});
+    auto loss_mask = mask_of(out, input_ids.size());
     uint8_t* mask = loss_mask.mutable_data();
     unlocked([&] {
         turnpack::mask_markers(input_ids.data(), input_ids.size(), offsets.data(), offsets.size(),
@@ -318,11 +326,13 @@ PYBIND11_MODULE(_core, m) {
           py::arg("bos").noconvert(), py::arg("eos").noconvert(), py::arg("out"),
           py::arg("threads"));
     m.def("mask_spans", &mask_spans, py::arg("extents").noconvert(), py::arg("offsets").noconvert(),
-          py::arg("spans").noconvert(), py::arg("span_offsets").noconvert(), py::arg("threads"));
+          py::arg("spans").noconvert(), py::arg("span_offsets").noconvert(),
+          py::arg("out").noconvert(), py::arg("threads"));
     m.def("mask_markers", &mask_markers, py::arg("input_ids").noconvert(),
           py::arg("offsets").noconvert(), py::arg("starts").noconvert(),
           py::arg("start_offsets").noconvert(), py::arg("ends").noconvert(),
-          py::arg("end_offsets").noconvert(), py::arg("include_end"), py::arg("threads"));
+          py::arg("end_offsets").noconvert(), py::arg("include_end"), py::arg("out").noconvert(),
+          py::arg("threads"));
     m.def("plan", &plan, py::arg("lengths").noconvert(), py::arg("capacity"), py::arg("strategy"),
           py::arg("align"), py::arg("max_rows"), py::arg("threads"), py::arg("wide") = false);
     // An ordinary class, as its stub says: `type` makes it, not a type of pybind11's.

@@ -51,13 +51,20 @@ class OnDevice:
             made = _tokens(torch.concat(*given, bos=bos, eos=eos))
         return made if out is None else _into_tokens(out, made)
 
-    def mask_markers(self, input_ids, offsets, starts, ends, *, include_end=True, threads=1):
+    def mask_markers(
+        self, input_ids, offsets, starts, ends, *, include_end=True, out=None, threads=1
+    ):
         from turnpack import torch
 
         given = input_ids, offsets, starts, ends
-        _check_threads(_arguments.mask_markers(*given, include_end, threads)[-1])
+        *_, out, threads = _arguments.mask_markers(*given, include_end, out, threads)
+        _check_threads(threads)
         with self.where():
-            return torch.mask_markers(*given, include_end=include_end).cpu().numpy()
+            made = torch.mask_markers(*given, include_end=include_end).cpu().numpy()
+        if out is None:
+            return made
+        out[:] = made
+        return out
 
     def pack(self, tokens, plan, *, pad_id=0, layout="rows", dtype=np.int32, out=None, threads=1):
         import torch

@@ -10,7 +10,7 @@ import pytest
 import turnpack as tp
 from turnpack import kernels
 
-IDS, MASK = np.arange(6, dtype=np.int32), np.ones(6, np.uint8)
+IDS, MASK, ROOM = np.arange(6, dtype=np.int32), np.ones(6, np.uint8), np.zeros(8, np.uint8)
 OFFSETS, FALLS, LENGTHS = np.array([0, 2, 6]), np.array([0, 7, 6]), np.array([2, 4])
 TOKENS, PLAN = tp.Tokens(IDS, MASK, OFFSETS), tp.Plan([0, 1], [0, 2], [6], 8)
 LIES = tp.Plan([0, 1], [0, 2], [5], 8)
@@ -20,7 +20,7 @@ TWICE.rows[:] = 1
 EXTENTS, ROLES = np.tile([[0, 1]], (6, 1)), [tp.Role([1], [2], True)]
 LISTS, WRONG = [[1, 2], [3]], [[1, 2], [object()]]
 ARGUMENTS = [IDS, MASK, OFFSETS, FALLS, LENGTHS, TOKENS, PLAN, LIES, PACKED, TWICE, EXTENTS, LISTS]
-ARGUMENTS += [ROLES, WRONG]
+ARGUMENTS += [ROLES, WRONG, ROOM]
 
 
 def stream(lengths):
@@ -43,7 +43,7 @@ CALLS = {
         lambda: kernels.mask_spans(EXTENTS, FALLS, EXTENTS, OFFSETS),
     ),
     "mask_markers": (
-        lambda: kernels.mask_markers(IDS, OFFSETS, [[1]], [[2]]),
+        lambda: kernels.mask_markers(IDS, OFFSETS, [[1]], [[2]], out=ROOM),
         lambda: kernels.mask_markers(IDS, FALLS, [[1]], [[2]]),
     ),
     "plan": (lambda: tp.plan(LENGTHS, 8), lambda: tp.plan(LENGTHS, 3)),

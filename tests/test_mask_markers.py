@@ -89,6 +89,40 @@ def test_refusals(impl, change, error, message):
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("shift", range(3))
+def test_into_memory_that_is_there(impl, shift):
+    ids, ends = np.array([5, 8, 8, 2, 9] * 50, np.int32), [0, 40, 40, 43, 250]
+    expected = impl.mask_markers(ids, ends, [[5]], [[2]])
+    for room in (250, 260):
+        memory = np.full(300, 77, np.uint8)
+        out = memory[shift : shift + room]
+        made = impl.mask_markers(ids, ends, [[5]], [[2]], out=out, threads=2)
+        assert np.array_equal(made, expected)
+        assert np.array_equal(memory[shift : shift + 250], expected)
+        assert (memory[:shift] == 77).all()
+        assert (memory[shift + 250 :] == 77).all()
+
+
+IDS = np.arange(3, dtype=np.int32)
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "message"),
+    [
+        ([0, 0, 0], TypeError, "out is list, not a NumPy array"),
+        (np.zeros(3, bool), TypeError, "out has dtype bool, not uint8"),
+        (np.zeros(6, np.uint8)[::2], TypeError, "out is not C-contiguous and aligned"),
+        (np.zeros(2, np.uint8), ValueError, "out has room for 2 tokens, not 3"),
+        (np.frombuffer(bytes(3), np.uint8), ValueError, "out is read-only"),
+        (IDS.view(np.uint8), ValueError, "out shares memory with another array"),
+    ],
+)
+def test_an_out_that_does_not_fit(impl, out, error, message):
+    with pytest.raises(error) as caught:
+        impl.mask_markers(IDS, [0, 3], [[1]], [[2]], out=out)
+    assert str(caught.value) == message
+
+
 PATTERNS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=3), max_size=3)
 OFFSETS = st.lists(st.integers(0, 6), max_size=4)
 

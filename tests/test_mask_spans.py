@@ -51,6 +51,40 @@ def test_nothing(impl):
     assert impl.mask_spans(np.zeros((0, 2), np.int64), [0, 0], [[0, 1]], [0, 1]).tolist() == []
 
 
+@pytest.mark.parametrize("shift", range(3))
+def test_into_memory_that_is_there(impl, shift):
+    extents, ends = [[i, i + 1] for i in range(250)], [0, 40, 40, 43, 250]
+    given = extents, ends, [[3, 9], [41, 42], [60, 99]], [0, 1, 1, 2, 3]
+    expected = impl.mask_spans(*given)
+    for room in (250, 260):
+        memory = np.full(300, 77, np.uint8)
+        made = impl.mask_spans(*given, out=memory[shift : shift + room], threads=2)
+        assert np.array_equal(made, expected)
+        assert np.array_equal(memory[shift : shift + 250], expected)
+        assert (memory[:shift] == 77).all()
+        assert (memory[shift + 250 :] == 77).all()
+
+
+EXTENTS = np.array([[0, 1], [1, 2], [2, 3]], np.int64)
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "message"),
+    [
+        ([0, 0, 0], TypeError, "out is list, not a NumPy array"),
+        (np.zeros(3, bool), TypeError, "out has dtype bool, not uint8"),
+        (np.zeros(6, np.uint8)[::2], TypeError, "out is not C-contiguous and aligned"),
+        (np.zeros(2, np.uint8), ValueError, "out has room for 2 tokens, not 3"),
+        (np.frombuffer(bytes(3), np.uint8), ValueError, "out is read-only"),
+        (EXTENTS.view(np.uint8).ravel()[:3], ValueError, "out shares memory with another array"),
+    ],
+)
+def test_an_out_that_does_not_fit(impl, out, error, message):
+    with pytest.raises(error) as caught:
+        impl.mask_spans(EXTENTS, [0, 3], [[0, 1]], [0, 1], out=out)
+    assert str(caught.value) == message
+
+
 def test_characters_beyond_int32(impl):
     most = 2**63 - 1
     assert mask(impl, [[2**40, 2**62]], [[2**61, most]]) == [1]

@@ -18,6 +18,7 @@ from ._checks import Int64s
 from .nouns import CELLS, Packed, Plan, Role, Tokens
 
 Ids = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.uint8]
 Indices: TypeAlias = "npt.NDArray[np.integer[Any]] | Sequence[Any]"
 
 STRATEGIES = ("best_fit", "first_fit", "in_order")
@@ -92,16 +93,22 @@ def _affixes(settings: object) -> list[Affixes]:
 
 
 def mask_spans(
-    extents: object, offsets: object, spans: object, span_offsets: object, threads: object
-) -> tuple[Int64s, Int64s, Int64s, Int64s, int]:
-    """All of them in this order."""
-    return (
+    extents: object,
+    offsets: object,
+    spans: object,
+    span_offsets: object,
+    out: object,
+    threads: object,
+) -> tuple[Int64s, Int64s, Int64s, Int64s, Mask | None, int]:
+    """All of them in this order; of out what will be written."""
+    arrays = (
         _checks.indices("extents", extents, pairs=True),
         _checks.indices("offsets", offsets),
         _checks.indices("spans", spans, pairs=True),
         _checks.indices("span_offsets", span_offsets),
-        _checks.number("threads", threads),
     )
+    threads = _checks.number("threads", threads)
+    return (*arrays, _mask(out, len(arrays[0]), [*arrays]), threads)
 
 
 def mask_markers(
@@ -110,17 +117,26 @@ def mask_markers(
     starts: object,
     ends: object,
     include_end: object,
+    out: object,
     threads: object,
-) -> tuple[Ids, Int64s, list[list[int]], list[list[int]], bool, int]:
-    """All of them in this order."""
-    return (
-        _checks.array("input_ids", input_ids, np.int32),
-        _checks.indices("offsets", offsets),
-        _checks.id_lists("starts", starts),
-        _checks.id_lists("ends", ends),
-        _checks.boolean("include_end", include_end),
-        _checks.number("threads", threads),
-    )
+) -> tuple[Ids, Int64s, list[list[int]], list[list[int]], bool, Mask | None, int]:
+    """All of them in this order; of out what will be written."""
+    ids = _checks.array("input_ids", input_ids, np.int32)
+    ends_of_rows = _checks.indices("offsets", offsets)
+    patterns = _checks.id_lists("starts", starts), _checks.id_lists("ends", ends)
+    include_end = _checks.boolean("include_end", include_end)
+    threads = _checks.number("threads", threads)
+    held = [ids, ends_of_rows]
+    return ids, ends_of_rows, *patterns, include_end, _mask(out, len(ids), held), threads
+
+
+def _mask(out: object, tokens: int, held: list[Any]) -> Mask | None:
+    if out is None:
+        return None
+    mask = _writable_array("out", out, np.uint8, 1, held)
+    if len(mask) < tokens:
+        raise ValueError(f"out has room for {len(mask)} tokens, not {tokens}")
+    return mask[:tokens]
 
 
 def plan(
@@ -200,12 +216,18 @@ def pack(
 
 def _writable(out: object, dtypes: Mapping[str, npt.DTypeLike], ndim: int, held: list[Any]) -> None:
     for name, dtype in dtypes.items():
-        value = _checks.array(f"out.{name}", getattr(out, name), dtype, ndim=ndim)
-        if not value.flags.writeable:
-            raise ValueError(f"out.{name} is read-only")
-        if any(np.may_share_memory(value, other) for other in held):
-            raise ValueError(f"out.{name} shares memory with another array")
-        held.append(value)
+        held.append(_writable_array(f"out.{name}", getattr(out, name), dtype, ndim, held))
+
+
+def _writable_array(
+    name: str, value: object, dtype: npt.DTypeLike, ndim: int, held: list[Any]
+) -> npt.NDArray[Any]:
+    array = _checks.array(name, value, dtype, ndim=ndim)
+    if not array.flags.writeable:
+        raise ValueError(f"{name} is read-only")
+    if any(np.may_share_memory(array, other) for other in held):
+        raise ValueError(f"{name} shares memory with another array")
+    return array
 
 
 def _arrays(noun: Any) -> list[npt.NDArray[Any]]:

@@ -26,7 +26,12 @@ def concat(
     threads: int,
 ) -> tuple[Ids, _Mask, Int64s]: ...
 def mask_spans(
-    extents: Int64s, offsets: Int64s, spans: Int64s, span_offsets: Int64s, threads: int
+    extents: Int64s,
+    offsets: Int64s,
+    spans: Int64s,
+    span_offsets: Int64s,
+    out: _Mask | None,
+    threads: int,
 ) -> _Mask: ...
 def mask_markers(
     input_ids: Ids,
@@ -36,6 +41,7 @@ def mask_markers(
     ends: Ids,
     end_offsets: Int64s,
     include_end: bool,
+    out: _Mask | None,
     threads: int,
 ) -> _Mask: ...
 def plan(

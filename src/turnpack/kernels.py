@@ -140,22 +140,25 @@ def mask_spans(
     spans: Indices,
     span_offsets: Indices,
     *,
+    out: npt.NDArray[np.uint8] | None = None,
     threads: int = 1,
 ) -> npt.NDArray[np.uint8]:
     """Loss mask uint8 `[n]` of the tokens that share a character with a target span.
 
     `extents` `[n, 2]`: half-open characters of each token, ragged by `offsets` `[rows + 1]`;
     `spans` `[m, 2]`: half-open target spans, ragged by `span_offsets` `[rows + 1]`. Neither has to
-    be in order, and spans may overlap. What is zero wide never shares a character. `threads` work
-    on ranges of rows.
+    be in order, and spans may overlap. What is zero wide never shares a character. With `out`,
+    uint8 with room for as many tokens, the mask is written there. `threads` work on ranges of rows.
 
-    Raises ValueError for offsets that are none and for an extent or span that is negative or ends
-    before it begins.
+    Raises ValueError for offsets that are none, for an extent or span that is negative or ends
+    before it begins and for an `out` that has no room.
 
     >>> mask_spans([[0, 2], [2, 2], [2, 5], [5, 7]], [0, 4], [[4, 6]], [0, 1])
     array([0, 0, 1, 1], dtype=uint8)
     """
-    return _core.mask_spans(*_arguments.mask_spans(extents, offsets, spans, span_offsets, threads))
+    return _core.mask_spans(
+        *_arguments.mask_spans(extents, offsets, spans, span_offsets, out, threads)
+    )
 
 
 def mask_markers(
@@ -165,6 +168,7 @@ def mask_markers(
     ends: Sequence[Sequence[int]],
     *,
     include_end: bool = True,
+    out: npt.NDArray[np.uint8] | None = None,
     threads: int = 1,
 ) -> npt.NDArray[np.uint8]:
     """Loss mask uint8 `[n]` of what stands between markers, for rows that are tokenized already.
@@ -172,20 +176,21 @@ def mask_markers(
     `input_ids` int32 `[n]`, ragged by `offsets` `[rows + 1]`; `starts`, `ends`: patterns of ids.
     Targets begin after a start pattern and run through the next end pattern (up to it without
     `include_end`; then it may be part of a start pattern), or to the end of the row. Where several
-    patterns match, the longest does. `threads` work on ranges of rows.
+    patterns match, the longest does. With `out`, uint8 with room for as many tokens, the mask is
+    written there. `threads` work on ranges of rows.
 
-    Raises ValueError for offsets that are none, an empty pattern, or no start pattern.
+    Raises ValueError for offsets that are none, an empty pattern, no start pattern, and an `out`
+    that has no room.
 
     >>> ids = np.array([1, 5, 6, 20, 21, 2, 5, 30], np.int32)
     >>> mask_markers(ids, [0, 8], starts=[[5, 6]], ends=[[2]])
     array([0, 0, 0, 1, 1, 1, 0, 0], dtype=uint8)
     """
-    input_ids, found, opening, closing, include_end, threads = _arguments.mask_markers(
-        input_ids, offsets, starts, ends, include_end, threads
+    input_ids, found, opening, closing, include_end, out, threads = _arguments.mask_markers(
+        input_ids, offsets, starts, ends, include_end, out, threads
     )
-    return _core.mask_markers(
-        input_ids, found, *_ingest.flatten(opening), *_ingest.flatten(closing), include_end, threads
-    )
+    patterns = *_ingest.flatten(opening), *_ingest.flatten(closing)
+    return _core.mask_markers(input_ids, found, *patterns, include_end, out, threads)
 
 
 def plan(

@@ -116,11 +116,12 @@ def mask_spans(
     spans: Indices,
     span_offsets: Indices,
     *,
+    out: npt.NDArray[np.uint8] | None = None,
     threads: int = 1,
 ) -> npt.NDArray[np.uint8]:
     """As kernels.mask_spans."""
-    extents, offsets, spans, span_offsets, threads = _arguments.mask_spans(
-        extents, offsets, spans, span_offsets, threads
+    extents, offsets, spans, span_offsets, out, threads = _arguments.mask_spans(
+        extents, offsets, spans, span_offsets, out, threads
     )
     _check_threads(threads)
     token_ranges = _ranges("offsets", offsets, len(extents))
@@ -142,7 +143,7 @@ def mask_spans(
         for begin, end in row_extents:
             shared = (min(end, b) - max(begin, a) for a, b in row_spans)
             loss_mask.append(int(any(characters > 0 for characters in shared)))
-    return np.array(loss_mask, np.uint8)
+    return _written(loss_mask, out)
 
 
 def mask_markers(
@@ -152,11 +153,12 @@ def mask_markers(
     ends: Sequence[Sequence[int]],
     *,
     include_end: bool = True,
+    out: npt.NDArray[np.uint8] | None = None,
     threads: int = 1,
 ) -> npt.NDArray[np.uint8]:
     """As kernels.mask_markers."""
-    input_ids, offsets, opening, closing, include_end, threads = _arguments.mask_markers(
-        input_ids, offsets, starts, ends, include_end, threads
+    input_ids, offsets, opening, closing, include_end, out, threads = _arguments.mask_markers(
+        input_ids, offsets, starts, ends, include_end, out, threads
     )
     _check_threads(threads)
     if not opening:
@@ -184,7 +186,14 @@ def mask_markers(
                     mask[i] = 1
                 at += found or 1
         loss_mask.extend(mask)
-    return np.array(loss_mask, np.uint8)
+    return _written(loss_mask, out)
+
+
+def _written(loss_mask: list[int], out: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.uint8]:
+    if out is None:
+        return np.array(loss_mask, np.uint8)
+    out[:] = loss_mask
+    return out
 
 
 def _longest_match(patterns: list[list[int]], ids: list[int], at: int) -> int:

@@ -245,11 +245,11 @@ class HuggingFace(Accelerated):
             self._make_twins(spec)
 
     def _make_twins(self, spec: dict[str, Any]) -> None:
-        make = _import("tokenizers").Tokenizer.from_buffer
+        make = _import("tokenizers").Tokenizer.from_str
         twin = _without_added_tokens(spec)
-        self._fresh = make(orjson.dumps(twin))
+        self._fresh = make(orjson.dumps(twin).decode())
         bare, self.fresh_after = _without_text_prefix(twin)
-        self._continuing = make(orjson.dumps(bare)) if bare else self._fresh
+        self._continuing = make(orjson.dumps(bare).decode()) if bare else self._fresh
 
     def __getstate__(self) -> dict[str, Any]:
         # The twins hold a secret that is new in every process: with them, no pickle of the same

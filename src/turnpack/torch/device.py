@@ -249,8 +249,8 @@ def mask_markers(
         made = kernels.mask_markers(ids, offsets, starts, ends, include_end=include_end)
         return torch.from_numpy(made)
     ids, host_ids = _ids_of("input_ids", input_ids, place)
-    _, row_ends, opening, closing, include_end, _ = _arguments.mask_markers(
-        host_ids, offsets, starts, ends, include_end, 1
+    _, row_ends, opening, closing, include_end, _, _ = _arguments.mask_markers(
+        host_ids, offsets, starts, ends, include_end, None, 1
     )
     rows, start_ids, start_ends, end_ids, end_ends, states = _ops.module().mask_pieces(
         row_ends, len(ids), *_ingest.flatten(opening), *_ingest.flatten(closing)
