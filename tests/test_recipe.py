@@ -423,8 +423,9 @@ def test_a_source_alone_is_as_its_files(run, tmp_path, backend):
 def test_a_stopped_run_goes_on_to_the_same_bytes(write, tmp_path, folder, how, shuffled):
     text = f'shuffle = {shuffled}\ntokenizer = "{folder}"\ntokenizer_backend = "hf"\n' + ALL
     path = write(text, **FILES)
-    # Rows are dealt to files up to about the 4000th change of the disk, and sorted behind it.
-    moments = [60, 1500, 3000, 4400, 9000] if shuffled == "true" else [20, 150, 300, 460]
+    # Rows are dealt to files up to the 4000th change of the disk or so (not every Python makes all
+    # of them where they are counted), and sorted behind it.
+    moments = [60, 1500, 3000, 5500, 7500] if shuffled == "true" else [20, 150, 300, 460]
     options = {
         "how": how,
         "moments": moments,
