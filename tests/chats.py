@@ -17,6 +17,13 @@ def system(text):
     return {"role": "system", "content": text}
 
 
+def one_of_many(number):
+    """Messages by a number, of different lengths; every fiftieth are no conversation."""
+    question = user(f"Question {number} " + "why? " * (number % 40))
+    answer = assistant("Fine. " * 7)
+    return [question, answer if number % 50 else {**answer, "role": "bot"}]
+
+
 def tool(text):
     return {"role": "tool", "content": text}
 

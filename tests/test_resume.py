@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 import at_hand
+from chats import one_of_many
 from stopped import tree
 from turnpack import fast_tokenizer, job, journal, shards
 from turnpack import prepare as prepare_module
@@ -32,11 +33,10 @@ def options(tmp_path, folder):
     chats = tmp_path / "chats.jsonl"
     with chats.open("wb") as file:
         for number in range(400):
-            answer = {"role": "assistant" if number % 50 else "bot", "content": "Fine. " * 7}
+            messages = one_of_many(number)
             if number == 301:
-                answer["weight"] = 0.5
-            question = {"role": "user", "content": f"Question {number} " + "why? " * (number % 40)}
-            file.write(orjson.dumps({"messages": [question, answer]}) + b"\n")
+                messages[1]["weight"] = 0.5
+            file.write(orjson.dumps({"messages": messages}) + b"\n")
     return {
         "files": str(chats),
         "tokenizer": folder,

@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 import at_hand
+from chats import one_of_many
 from stopped import tree
 from turnpack import system
 from turnpack.cli import main
@@ -31,9 +32,7 @@ def command(tmp_path, folder):
     chats = tmp_path / "chats.jsonl"
     with chats.open("wb") as file:
         for number in range(60):
-            answer = {"role": "assistant" if number % 50 else "bot", "content": "Fine. " * 7}
-            question = {"role": "user", "content": f"Question {number} " + "why? " * (number % 40)}
-            file.write(orjson.dumps({"messages": [question, answer]}) + b"\n")
+            file.write(orjson.dumps({"messages": one_of_many(number)}) + b"\n")
     return [
         *("prepare", str(chats), "--tokenizer", folder, "--template", "chatml"),
         *("--max-length", "300", "--sink", "numpy", "--sink", "megatron", "--tokenizer-backend"),
