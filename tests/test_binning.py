@@ -157,6 +157,15 @@ def test_a_stream_holds_a_bounded_number_of_rows():
     assert max(held[50:]) <= max(held[:50]) < 300
 
 
+def test_a_block_moves_few_rows_however_many_come_at_once(monkeypatch):
+    moved, take = [], Rows.take
+    monkeypatch.setattr(Rows, "take", lambda rows, at: moved.append(len(at)) or take(rows, at))
+    made = binning("stream", CAPACITY, window=8, seed=0, block_tokens=20)
+    lengths = np.random.default_rng(0).integers(1, CAPACITY, 2000).tolist()
+    assert len(list(made.add(rows_of(lengths)))) > 100
+    assert max(moved) < 40
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

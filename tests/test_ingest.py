@@ -1,5 +1,6 @@
 """What is asked of every row in C, beside the same in Python."""
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,6 +39,11 @@ def test_is_nested(value, levels):
 @given(JSON, LEVELS)
 def test_text_size(value, levels):
     assert _ingest.text_size(value, levels) == size(value, levels)
+
+
+@given(st.lists(st.one_of(st.text(), st.text().map(np.str_)), max_size=5))
+def test_longest(texts):
+    assert _ingest.longest(texts) == max(map(len, texts), default=0)
 
 
 @given(st.lists(st.text(), max_size=20), st.integers(1, 4))

@@ -246,7 +246,7 @@ def longest(list texts):
     """How many characters the longest of the texts has, 0 where there is none."""
     cdef Py_ssize_t most = 0
     for text in texts:
-        most = max(most, len(<str?>text))
+        most = max(most, len(text))
     return most
 
 

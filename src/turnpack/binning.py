@@ -133,11 +133,12 @@ class Streamed:
 
     def add(self, rows: Rows) -> Iterator[Block]:
         """See Binning."""
-        self._hold(rows)
-        while len(self._coming) >= self._window:
-            self._see(self._window)
-            if sum(int(plan.fill.sum()) for plan in self._closed) >= self._block_tokens:
-                yield from self.drain()
+        for start in range(0, len(rows), self._window):  # a block moves what is held
+            self._hold(rows.slice(start, min(start + self._window, len(rows))))
+            while len(self._coming) >= self._window:
+                self._see(self._window)
+                if sum(int(plan.fill.sum()) for plan in self._closed) >= self._block_tokens:
+                    yield from self.drain()
 
     def drain(self) -> Iterator[Block]:
         """See Binning."""

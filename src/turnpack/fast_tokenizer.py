@@ -11,7 +11,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
-from os.path import commonprefix
 from reprlib import repr as short
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._ingest import sampled
+from .patterns import common_start
 
 Ids = npt.NDArray[np.int32]
 Offsets = npt.NDArray[np.int64]
@@ -67,7 +67,7 @@ class Gigatoken:
             raise Unfit(f"gigatoken does not support the tokenizer: {_line(error)}") from None
         # Beginnings will do, and there may be a thousand tokens.
         beginnings = sorted({token[:4] for token in self._arguments[-1] if token})
-        self._start = commonprefix(beginnings)  # noqa: RUF071 - of any strings
+        self._start = common_start(beginnings)
         self._added = re.compile("|".join(map(re.escape, beginnings)) or r"(?!)")
 
     def __reduce__(self) -> tuple[type[Gigatoken], tuple[Any, ...]]:

@@ -151,7 +151,7 @@ def mask_spans(
     uint8 with room for as many tokens, the mask is written there. `threads` work on ranges of rows.
 
     Raises ValueError for offsets that are none, for an extent or span that is negative or ends
-    before it begins and for an `out` that has no room.
+    before it begins (part of `out` is written then) and for an `out` that has no room.
 
     >>> mask_spans([[0, 2], [2, 2], [2, 5], [5, 7]], [0, 4], [[4, 6]], [0, 1])
     array([0, 0, 1, 1], dtype=uint8)

@@ -72,6 +72,15 @@ def splitter(tokens: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(f"({'|'.join(map(re.escape, longest_first))})" if tokens else r"(?!)()")
 
 
+def common_start(tokens: Sequence[str]) -> str:
+    """The character with which all tokens begin, none where they begin otherwise.
+
+    Whether it is in a text costs far less to know than a search for tokens.
+    """
+    starts = {token[:1] for token in tokens}
+    return starts.pop() if len(starts) == 1 else ""
+
+
 def stripped(value: Value, field: Field) -> Value:
     """A field's value with its string method applied, to segments as to their joined text."""
     if isinstance(value, str):

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ._ingest import plain_roles
 from .nouns import Conversation, Message, Segment
-from .patterns import Field, Pattern, splitter
+from .patterns import Field, Pattern, common_start, splitter
 from .rendering import END_OF_THINK, RESULT, Rendering
 
 if TYPE_CHECKING:
@@ -165,8 +164,7 @@ def _fill(
     for number, role in enumerate(shape):
         content = f"messages[{number}]['content']"
         if role.startswith("assistant") and tokens:
-            # To look for a character or two costs far less than a search.
-            start = commonprefix(tokens)  # noqa: RUF071 - of any strings
+            start = common_start(tokens)
             looked_at.append(f"{start!r} in {content} and recognises({content})")
         elif role.startswith("user") and reasons:
             looked_at.append(f"{content}.startswith({RESULT!r})")
