@@ -131,3 +131,18 @@ def agreed_by(verb: str, use: Any) -> Any:
 def ragged(lengths: Any) -> np.ndarray:
     """Offsets of rows of these lengths."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+
+def written_into(shift: int, verb: Any) -> None:
+    """Assert that a mask goes into its `out`, which begins `shift` bytes on, and nowhere else."""
+    expected = verb()
+    size = len(expected)
+    assert 0 < expected.sum() < size
+    for room in (size, size + 10):
+        memory = np.full(size + 50, 77, np.uint8)
+        made = verb(out=memory[shift : shift + room], threads=2)
+        assert np.array_equal(made, expected)
+        assert np.shares_memory(made, memory)
+        assert np.array_equal(memory[shift : shift + size], expected)
+        assert (memory[:shift] == 77).all()
+        assert (memory[shift + size :] == 77).all()

@@ -160,7 +160,7 @@ class Work:
         if rejects:
             places = {row.source: number for number, row in enumerate(raw)}
             rejects.sort(key=lambda reject: places[cast(Source, reject.source)])
-        files = np.array([part.files[source[0]] for source in parsed.sources], np.int32)
+        files = np.array([part.files[source.file] for source in parsed.sources], np.int32)
         rows = Rows.of(tokens, _names(parsed.sources), files)
         parsed.seconds["tokenize"] = encoder.seconds_tokenizing - tokenized
         computed = encoder.thread_seconds_tokenizing - computed
@@ -170,7 +170,7 @@ class Work:
             rows,
             described and described.take(tokens.source[rows.first]),
             rejects,
-            Counter([part.files[source[0]] for source, _ in raw]),
+            Counter([part.files[source.file] for source, _ in raw]),
             sum([len(content) for _, content in raw if type(content) is bytes]),
             Counter(encoder.warnings),
             Counter(encoder.truncated),

@@ -38,11 +38,12 @@ def shape_of(conversation: Conversation) -> Shape | None:
     plain = plain_roles(messages)
     if plain is not None:
         return plain
-    shape = [_with_input(message) for message in messages]
+    shape = [_spelled(message) for message in messages]
     return None if None in shape else tuple(cast("list[str]", shape))
 
 
-def _with_input(message: Message) -> str | None:
+def _spelled(message: Message) -> str | None:
+    """How a message stands in a shape, None where it is more than role, content and input."""
     role: str = message["role"]
     if len(message) == 2:
         return role
