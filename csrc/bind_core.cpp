@@ -149,9 +149,8 @@ Array<uint8_t> mask_markers(const Array<int32_t>& input_ids, const Offsets& give
     return loss_mask;
 }
 
-py::tuple plan(const Offsets& given_lengths, int64_t capacity, const std::string& strategy,
-               int64_t align, int64_t max_rows, int64_t threads, bool wide) {
-    const Offsets lengths = held(given_lengths);
+py::tuple plan(const Offsets& lengths, int64_t capacity, const std::string& strategy, int64_t align,
+               int64_t max_rows, int64_t threads, bool wide) {
     const Strategy rule = strategy == "in_order"    ? Strategy::in_order
                           : strategy == "first_fit" ? Strategy::first_fit
                                                     : Strategy::best_fit;

@@ -56,46 +56,31 @@ inline int64_t checked_longest(const int64_t* lengths, int64_t size, const Rule&
     return size ? static_cast<int64_t>(most + 1) : 0;
 }
 
+// One read of memory that another thread may be writing to.
+inline int64_t read_once(const int64_t* from) {
+    return *static_cast<const volatile int64_t*>(from);
+}
+
 // The rows by falling length, equal lengths by rising id: a radix sort, of one pass where lengths
 // are small beside their number. Id: a type that can number the rows, and one number more.
 template <class Id>
 class ByLength {
   public:
-    // Throws at the first row that no bin takes.
+    // Throws at the first row that no bin takes. Goes by what it read of `lengths` when it checked
+    // them, and needs them no more afterwards.
     ByLength(const int64_t* lengths, int64_t size, const Rule& rule, int64_t threads)
-        : lengths_(lengths), size_(size), order_(size) {
+        : size_(size), order_(size) {
         // Counts of more values than this would cost more than the rows.
         const int64_t values = std::clamp<int64_t>(4 * size, 1 << 8, 1 << 18);
-        const auto row_itself = [](int64_t k) { return static_cast<Id>(k); };
-        const auto whole = [=](Id row) { return static_cast<uint64_t>(lengths[row]) - 1; };
-        if (rule.longest() <= values) {
-            const int64_t wrong = pass(threads, rule.longest(), row_itself, whole, order_.data());
-            if (wrong < size) refuse(wrong, lengths[wrong], rule);
-            return;
+        int64_t longest = rule.longest();
+        if (longest > values) longest = checked_longest(lengths, size, rule, threads);
+        if (longest > values) {
+            by_digits(lengths, rule, values, threads);
+        } else if (longest <= 1 << 16) {
+            at_once<uint16_t>(lengths, longest, rule, threads);
+        } else {
+            at_once<uint32_t>(lengths, longest, rule, threads);
         }
-        const int64_t longest = checked_longest(lengths, size, rule, threads);
-        if (longest <= values) {
-            pass(threads, longest, row_itself, whole, order_.data());
-            return;
-        }
-        int64_t bits = 1, most = 1;
-        while (bits < 63 && (longest - 1) >> bits) ++bits;
-        while (int64_t{2} << most <= values) ++most;
-        const int64_t passes = (bits - 1) / most + 1, width = (bits - 1) / passes + 1;
-        Scratch<Id> from(size);
-        for (int64_t shift = 0; shift < passes * width; shift += width) {
-            const auto digit = [=](Id row) {
-                return static_cast<uint64_t>(lengths[row] - 1) >> shift & ((1 << width) - 1);
-            };
-            if (shift == 0) {
-                pass(threads, 1 << width, row_itself, digit, order_.data());
-            } else {
-                std::swap(order_, from);
-                const Id* rows = from.data();
-                pass(threads, 1 << width, [=](int64_t k) { return rows[k]; }, digit, order_.data());
-            }
-        }
-        ends_.clear();
     }
 
     const Id* rows() const { return order_.data(); }
@@ -106,9 +91,9 @@ class ByLength {
     void each_length(const Visit& visit) const {
         if (ends_.empty()) {
             for (int64_t begin = 0, end; begin < size_; begin = end) {
-                const int64_t length = lengths_[order_[begin]];
+                const int64_t length = held_[order_[begin]];
                 end = begin;
-                while (end < size_ && lengths_[order_[end]] == length) ++end;
+                while (end < size_ && held_[order_[end]] == length) ++end;
                 visit(length, begin, end);
             }
         } else {
@@ -122,12 +107,58 @@ class ByLength {
     }
 
   private:
+    // By a count of each length, none above `longest`. A length, less 1, is kept in a Code: less to
+    // read again than the lengths, and what was counted.
+    template <class Code>
+    void at_once(const int64_t* lengths, int64_t longest, const Rule& rule, int64_t threads) {
+        Scratch<Code> scratch(size_);
+        Code* const codes = scratch.data();
+        const auto read = [=](Id row) {
+            const uint64_t code = static_cast<uint64_t>(read_once(lengths + row)) - 1;
+            codes[row] = static_cast<Code>(code);
+            return code;
+        };
+        const auto read_again = [=](Id row) { return codes[row]; };
+        const int64_t wrong = pass(threads, longest, row_itself, read, read_again, order_.data());
+        if (wrong < size_) refuse(wrong, lengths[wrong], rule);
+    }
+
+    // By one digit after the other, the lowest first, each of no more than `values` values.
+    void by_digits(const int64_t* lengths, const Rule& rule, int64_t values, int64_t threads) {
+        held_ = Scratch<int64_t>(size_);
+        std::copy_n(lengths, size_, held_.data());
+        const int64_t* const held = held_.data();
+        const int64_t longest = checked_longest(held, size_, rule, threads);
+        int64_t bits = 1, most = 1;
+        while (bits < 63 && (longest - 1) >> bits) ++bits;
+        while (int64_t{2} << most <= values) ++most;
+        const int64_t passes = (bits - 1) / most + 1, width = (bits - 1) / passes + 1;
+        Scratch<Id> from(size_);
+        for (int64_t shift = 0; shift < passes * width; shift += width) {
+            const auto digit = [=](Id row) {
+                return static_cast<uint64_t>(held[row] - 1) >> shift & ((1 << width) - 1);
+            };
+            if (shift == 0) {
+                pass(threads, 1 << width, row_itself, digit, digit, order_.data());
+            } else {
+                std::swap(order_, from);
+                const Id* rows = from.data();
+                const auto row_at = [=](int64_t k) { return rows[k]; };
+                pass(threads, 1 << width, row_at, digit, digit, order_.data());
+            }
+        }
+        ends_.clear();
+    }
+
+    static constexpr auto row_itself = [](int64_t k) { return static_cast<Id>(k); };
+
     // Puts the rows by falling digit, those of one digit as they were. Where a digit is not below
     // `values`, the place of the first such row is returned and nothing written; otherwise size.
-    // Leaves in ends_ where the rows of each digit end.
-    template <class RowAt, class DigitOf>
-    int64_t pass(int64_t threads, int64_t values, const RowAt& row_at, const DigitOf& digit_of,
-                 Id* to) {
+    // `first_digit_of` is asked once for each row, `digit_of` then says the same. Leaves in ends_
+    // where the rows of each digit end.
+    template <class RowAt, class FirstDigitOf, class DigitOf>
+    int64_t pass(int64_t threads, int64_t values, const RowAt& row_at,
+                 const FirstDigitOf& first_digit_of, const DigitOf& digit_of, Id* to) {
         // As many counts as rows at most.
         const int64_t parts = std::min(worth(threads, size_), size_ / (values + 1) + 1);
         std::vector<std::vector<Id>> next(parts, std::vector<Id>(values));
@@ -135,7 +166,7 @@ class ByLength {
         in_parts(size_, parts, [&](int64_t part, int64_t begin, int64_t end) {
             std::vector<Id>& counts = next[part];
             for (int64_t k = begin; k < end; ++k) {
-                const uint64_t digit = digit_of(row_at(k));
+                const uint64_t digit = first_digit_of(row_at(k));
                 if (digit >= static_cast<uint64_t>(values)) {
                     wrong[part] = k;
                     return;
@@ -168,10 +199,10 @@ class ByLength {
         return size_;
     }
 
-    const int64_t* lengths_;
     int64_t size_;
     Scratch<Id> order_;
-    std::vector<Id> ends_;  // by length - 1; empty after a sort of several passes
+    std::vector<Id> ends_;   // by length - 1; empty after a sort of several passes
+    Scratch<int64_t> held_;  // the lengths, after such a sort
 };
 
 }  // namespace turnpack

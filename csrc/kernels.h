@@ -90,7 +90,8 @@ enum class Strategy { best_fit, first_fit, in_order };
 // below 1, and at the first row, by id, that is negative, empty or does not fit into an empty bin.
 // Fills rows [size] and the first bins + 1 (bins) of offsets [size + 1] (fill [size]) on `threads`
 // threads; returns bins. Memory is O(size), however large the capacity. `wide`: numbers rows by
-// int64 within, as for 2^31 rows and more; the results are the same.
+// int64 within, as for 2^31 rows and more; the results are the same. Where another thread writes to
+// the lengths meanwhile, the plan is one of lengths that were there.
 int64_t plan(const int64_t* lengths, int64_t size, int64_t capacity, Strategy strategy,
              int64_t align, int64_t max_rows, int64_t threads, bool wide, int64_t* rows,
              int64_t* offsets, int64_t* fill);

@@ -103,7 +103,9 @@ int64_t in_order(const int64_t* lengths, int64_t size, const Rule& rule, int64_t
                  int64_t* offsets, int64_t* fill) {
     int64_t bins = 0, space = 0, placed = 0;
     for (int64_t row = 0; row < size; ++row) {
-        const int64_t units = rule.units(lengths[row]);
+        const int64_t length = read_once(lengths + row);
+        check_length(row, length, rule);
+        const int64_t units = rule.units(length);
         if (bins == 0 || units > space || placed == rule.max_rows) {
             offsets[bins] = row;
             fill[bins++] = 0;
@@ -111,7 +113,7 @@ int64_t in_order(const int64_t* lengths, int64_t size, const Rule& rule, int64_t
             placed = 0;
         }
         rows[row] = row;
-        fill[bins - 1] += lengths[row];
+        fill[bins - 1] += length;
         space -= units;
         ++placed;
     }
@@ -144,10 +146,7 @@ int64_t plan(const int64_t* lengths, int64_t size, int64_t capacity, Strategy st
     check_at_least_one("align", align);
     check_at_least_one("max_rows", max_rows);
     check_at_least_one("threads", threads);
-    if (strategy == Strategy::in_order) {
-        checked_longest(lengths, size, rule, threads);
-        return in_order(lengths, size, rule, rows, offsets, fill);
-    }
+    if (strategy == Strategy::in_order) return in_order(lengths, size, rule, rows, offsets, fill);
     return wide || size >= int64_t{1} << 31
                ? decreasing<int64_t>(lengths, size, rule, strategy, threads, rows, offsets, fill)
                : decreasing<int32_t>(lengths, size, rule, strategy, threads, rows, offsets, fill);

@@ -17,10 +17,6 @@
 namespace turnpack {
 namespace {
 
-void check_length(int64_t row, int64_t length, const Rule& rule) {
-    if (length < 1 || length > rule.longest()) refuse(row, length, rule);
-}
-
 struct Fitted {  // bins as in a plan, and the units that each still has, 0 if it is closed
     std::vector<int64_t> rows, offsets, fill, spaces;
 };

@@ -35,4 +35,8 @@ inline void check_at_least_one(const char* name, int64_t value) {
          ", more than capacity ", rule.capacity);
 }
 
+inline void check_length(int64_t row, int64_t length, const Rule& rule) {
+    if (length < 1 || length > rule.longest()) refuse(row, length, rule);
+}
+
 }  // namespace turnpack

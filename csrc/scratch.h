@@ -16,6 +16,7 @@ namespace turnpack {
 template <class T>
 class Scratch {
   public:
+    Scratch() = default;
     explicit Scratch(int64_t size) {
         const size_t bytes = size * sizeof(T);
 #ifdef __linux__

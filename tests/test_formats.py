@@ -707,3 +707,11 @@ def test_a_plain_row_is_read_as_any_other(besides, listed, format):
 
     row = {"messages": listed, **besides}
     assert read(row) == read(MappingProxyType(row))  # which is no dict, and takes the long way
+
+
+def test_a_row_is_left_as_it_was():
+    row = {"prompt": [user("q"), assistant("a")], "completion": [assistant("b")]}
+    before = json.dumps(row)
+    made = conversation(row)
+    assert [message.get("train") for message in made.messages] == [None, False, None]
+    assert json.dumps(row) == before

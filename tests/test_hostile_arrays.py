@@ -214,7 +214,11 @@ def test_arrow_lists_that_arrow_lets_pass(kind, offsets):
 
 
 @pytest.mark.parametrize(
-    "verb", ["plan", "planner", "pack", "unpack", "concat", "spans", "markers"]
+    "verb",
+    [
+        *("plan", "plan first_fit", "plan in_order", "plan by digits"),
+        *("planner", "pack", "unpack", "concat", "spans", "markers"),
+    ],
 )
 def test_another_thread_writes_during_a_call(verb):
     """A result may be of any mixture then, or an error; memory stays whole."""
@@ -222,6 +226,7 @@ def test_another_thread_writes_during_a_call(verb):
     lengths = np.random.default_rng(0).integers(1, 40, rows)
     offsets = agree.ragged(lengths)
     tokens = tp.Tokens(np.zeros(offsets[-1], np.int32), np.zeros(offsets[-1], np.uint8), offsets)
+    long = lengths << 24
     plan = tp.plan(lengths, 64)
     packed = tp.pack(tokens, plan)
     turns = np.arange(rows + 1)
@@ -230,6 +235,9 @@ def test_another_thread_writes_during_a_call(verb):
     extents = np.tile([[0, 1]], (offsets[-1], 1))
     calls = {
         "plan": ([lengths], lambda: tp.plan(lengths, 64)),
+        "plan first_fit": ([lengths], lambda: tp.plan(lengths, 64, strategy="first_fit")),
+        "plan in_order": ([lengths], lambda: tp.plan(lengths, 64, strategy="in_order")),
+        "plan by digits": ([long], lambda: tp.plan(long, 1 << 40)),
         "planner": ([lengths], lambda: tp.Planner(64, window=256).add(lengths)),
         "pack": ([offsets, plan.rows, plan.offsets, plan.fill], lambda: tp.pack(tokens, plan)),
         "unpack": (

@@ -1,10 +1,12 @@
 """What is asked of every row in C, beside the same in Python."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from turnpack import _ingest
+from turnpack.nouns import Source
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
@@ -44,6 +46,25 @@ def test_text_size(value, levels):
 @given(st.lists(st.one_of(st.text(), st.text().map(np.str_)), max_size=5))
 def test_longest(texts):
     assert _ingest.longest(texts) == max(map(len, texts), default=0)
+
+
+def test_the_numbers_of_files():
+    sources = [Source("b", 3), Source("a", None, 0), Source("b", 4)]
+    made = _ingest.numbers_of_files(sources, {"a": 7, "b": 1})
+    assert (made.tolist(), made.dtype) == ([1, 7, 1], np.int32)
+    assert _ingest.numbers_of_files([], {}).tolist() == []
+    with pytest.raises(KeyError, match="'c'"):
+        _ingest.numbers_of_files([Source("c")], {"a": 7})
+
+
+def test_a_plain_message_is_taken_as_it_is():
+    row = [{"role": "developer", "content": "be"}, {"role": "user", "content": "q"}]
+    roles = {"developer": "system", "user": "user"}
+    system, user = _ingest.plain_messages(row, "role", "content", roles)
+    assert system == {"role": "system", "content": "be"}
+    assert user is row[1]
+    row[1]["content"] = "\ud800"
+    assert _ingest.plain_messages(row, "role", "content", roles) is None
 
 
 @given(st.lists(st.text(), max_size=20), st.integers(1, 4))

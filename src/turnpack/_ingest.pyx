@@ -9,7 +9,7 @@ from cpython.ref cimport Py_INCREF
 from cpython.unicode cimport PyUnicode_AsUTF8
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 import numpy as np
 
@@ -211,10 +211,12 @@ def first_unusual(object messages, frozenset roles, Py_ssize_t at):
 def plain_messages(object items, str role_key, str text_key, dict roles):
     """Messages of a list of dicts that hold a role of `roles` and a text each; None for any other.
 
-    No more than that may be in them.
+    No more than that may be in them, and the text must be Unicode. A dict that is a message already
+    is taken as it is.
     """
     cdef list messages
     cdef dict item
+    cdef bint in_place = role_key == "role" and text_key == "content"
     if type(items) is not list or not items:
         return None
     messages = []
@@ -223,12 +225,13 @@ def plain_messages(object items, str role_key, str text_key, dict roles):
             return None
         item = <dict>each
         role, text = item.get(role_key), item.get(text_key)
-        if type(role) is not str or type(text) is not str:
+        if type(role) is not str or not _is_text(text):
             return None
-        role = roles.get(role)
-        if role is None:
+        known = roles.get(role)
+        if known is None:
             return None
-        messages.append({"role": role, "content": text})
+        same = in_place and known == role
+        messages.append(item if same else {"role": known, "content": text})
     return messages
 
 
@@ -240,6 +243,16 @@ def plain_roles(object messages):
             return None
         roles.append((<dict>message)["role"])
     return tuple(roles)
+
+
+def numbers_of_files(list sources, dict numbers):
+    """int32: the number of the file that each source begins with."""
+    cdef Py_ssize_t place, size = len(sources)
+    made = np.empty(size, np.int32)
+    cdef int32_t[::1] to = made
+    for place in range(size):
+        to[place] = numbers[sources[place][0]]
+    return made
 
 
 def longest(list texts):
@@ -292,7 +305,7 @@ def sampled(list texts, int one_in):
     cdef Py_ssize_t place
     cdef list places = []
     for place in range(len(texts)):
-        if (_digest(<str?>texts[place]) >> 40) % one_in == 0:
+        if _digest(<str?>texts[place]) % one_in == 0:
             places.append(place)
     return places
 
@@ -301,10 +314,19 @@ cdef uint64_t _digest(str text):
     """A number that depends on every byte of a text as it lies in memory."""
     cdef Py_ssize_t at, size = PyUnicode_GET_LENGTH(text) * PyUnicode_KIND(text)
     cdef const char* data = <const char*>PyUnicode_DATA(text)
-    cdef uint64_t word, mixed = size + 1
-    for at in range(0, size, 8):
-        word = 0
-        memcpy(&word, data + at, min(8, size - at))
-        mixed = ((mixed ^ word) * <uint64_t>0x9E3779B97F4A7C15ULL)
-        mixed ^= mixed >> 32
-    return mixed * <uint64_t>0x9E3779B97F4A7C15ULL
+    cdef uint64_t words[4]
+    cdef uint64_t a = size + 1, b = 2, c = 3, d = 4  # a multiplication waits for the one before
+    for at in range(0, size, 32):
+        if size - at < 32:
+            memset(words, 0, 32)
+        memcpy(words, data + at, min(32, size - at))
+        a = _mixed(a ^ words[0])
+        b = _mixed(b ^ words[1])
+        c = _mixed(c ^ words[2])
+        d = _mixed(d ^ words[3])
+    return _mixed(_mixed(_mixed(a ^ b) ^ c) ^ d)
+
+
+cdef inline uint64_t _mixed(uint64_t word) noexcept:
+    word *= <uint64_t>0x9E3779B97F4A7C15ULL
+    return word ^ (word >> 32)

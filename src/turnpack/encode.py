@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import islice
 from time import perf_counter, thread_time
 from typing import Any, NamedTuple, cast
 
@@ -218,11 +218,10 @@ class Encoder:
             row = item if isinstance(item, Mapping) else {"messages": item}
             item = read_row(row)
         conversation: Conversation = item
-        messages = conversation.messages
-        if self.system is None or messages[0]["role"] == "system":
+        if self.system is None or conversation.messages[0]["role"] == "system":
             return conversation
         first = {"role": "system", "content": self.system}
-        return dataclasses.replace(conversation, messages=(first, *messages))
+        return dataclasses.replace(conversation, messages=(first, *conversation.messages))
 
     def render(self, conversation: Conversation) -> Rendered:
         """The conversation as segments; raises RowError where none is a target."""
@@ -304,27 +303,28 @@ class Encoder:
 
     def _turn(self, parts: Sequence[_Part], turns: _Turns) -> None:
         """Append a row's parts, each as a turn: text, or none with a control token behind it."""
-        layout = _Layout([], [], [], [])
         for part in parts:
-            layout.roles.append(self._role(part.role))
-            layout.weights.append(part.pieces[0][2])
-            layout.has_text.append(part.control_id is None)
             if part.control_id is None:
-                layout.continues.append(part.continues)
                 turns.texts.append(part.text)
                 turns.pieces.append(part.pieces)
             turns.weighted |= any(weight != 1 for _, target, weight in part.pieces if target)
+        layout = _Layout.of(
+            [part.continues for part in parts if part.control_id is None],
+            [self._role(part.role) for part in parts],
+            [part.control_id is None for part in parts],
+            [part.pieces[0][2] for part in parts],
+        )
         turns.layouts.append(layout)
 
     def _encode(self, turns: _Turns, numbers: Sequence[int], roles: Sequence[Role]) -> Tokens:
         """Rows from their turns; `numbers` are the rows' `source`, `roles` all that they have."""
         ids, text_offsets, text_weights = self._encode_texts(turns)
         of_rows = turns.layouts
-        has_text = np.array([*chain.from_iterable(row.has_text for row in of_rows)], bool)
+        has_text = np.frombuffer(b"".join([row.has_text for row in of_rows]), bool)
         lengths = np.zeros(len(has_text), np.int64)
         lengths[has_text] = np.diff(text_offsets)
-        role_of = np.array([*chain.from_iterable(row.roles for row in of_rows)], np.int64)
-        ends = _offsets([len(row.roles) for row in of_rows])
+        role_of = np.frombuffer(b"".join([row.roles for row in of_rows]), np.int64)
+        ends = _offsets([len(row.has_text) for row in of_rows])
         made = kernels.concat(ids, _offsets(lengths), role_of, ends, roles)
         loss_mask = made.loss_mask
         weights = None
@@ -335,8 +335,8 @@ class Encoder:
             if text_weights is not None:
                 loss_mask[from_text] = text_weights > 0
             if turns.weighted:
-                of_turns = [*chain.from_iterable(row.weights for row in of_rows)]
-                weights = np.repeat(np.array(of_turns, np.float32), lengths) * loss_mask
+                of_turns = np.frombuffer(b"".join([row.weights for row in of_rows]), np.float32)
+                weights = np.repeat(of_turns, lengths) * loss_mask
                 if text_weights is not None:
                     weights[from_text] = text_weights
         # Nothing precedes a row's first token, so no model is ever asked for it.
@@ -395,7 +395,8 @@ class Encoder:
         """
         if not turns.texts:
             return np.zeros(0, np.int32), np.zeros(1, np.int64), None
-        continues = [*chain.from_iterable(row.continues for row in turns.layouts)]
+        joined = b"".join([row.continues for row in turns.layouts])
+        continues = np.frombuffer(joined, bool).tolist()
         if self.boundary == "cut" or not isinstance(self.backend, tokenizers.ExtentBackend):
             with self._clock():
                 ids, offsets = self.backend.encode_batch(turns.texts, continues)
@@ -578,16 +579,32 @@ class _Turns:
 
 
 class _Layout(NamedTuple):
-    """What the turns of a row are but for their texts.
+    """What the turns of a row are but for their texts: arrays as bytes, which are soon joined.
 
-    `continues`: of those turns that have text. `roles` (by number), `has_text`, `weights`: of every
-    turn.
+    `continues` (bool): of those turns that have text. `roles` (int64, by number), `has_text`
+    (bool), `weights` (float32): of every turn.
     """
 
-    continues: list[bool]
-    roles: list[int]
-    has_text: list[bool]
-    weights: list[float]
+    continues: bytes
+    roles: bytes
+    has_text: bytes
+    weights: bytes
+
+    @classmethod
+    def of(
+        cls,
+        continues: Sequence[bool],
+        roles: Sequence[int],
+        has_text: Sequence[bool],
+        weights: Sequence[float],
+    ) -> _Layout:
+        """The layout of turns of which this is so."""
+        return cls(
+            bytes(continues),
+            np.array(roles, np.int64).tobytes(),
+            bytes(has_text),
+            np.array(weights, np.float32).tobytes(),
+        )
 
 
 class _Known(NamedTuple):
@@ -639,8 +656,7 @@ def _layout(
             _, ids, suffix_target = left.popleft()
         roles.append(role_number(Role(prefix, ids, target, suffix_target)))
         has_text.append(text)
-    weights = [1.0] * len(roles)
-    return _Layout(continues, roles, has_text, weights)
+    return _Layout.of(continues, roles, has_text, [1.0] * len(roles))
 
 
 def _check_size(texts: list[str]) -> None:

@@ -27,7 +27,7 @@ Ragged = tuple[Ids, Offsets]
 BACKENDS = ("auto", "hf", "gigatoken")
 
 # Texts that are all compared at the start, and of all others one in how many.
-FIRST = 256
+FIRST = 64
 ONE_IN = 256
 
 
@@ -193,11 +193,8 @@ class Accelerated(ABC):
         self.compared += len(compared)
         if not spelled:
             return made
-        others = np.setdiff1d(np.arange(len(texts)), spelled)
-        kept = [_row(made, place) for place in others]
-        return _merged(
-            [_joined(kept), self._encode_at(texts, continues, spelled)], [others, np.array(spelled)]
-        )
+        others = self._encode_at(texts, continues, spelled)
+        return _merged([made, others], [np.arange(len(texts)), np.array(spelled)])
 
     def _encode_at(
         self, texts: Sequence[str], continues: Sequence[bool], places: Sequence[int]
@@ -249,21 +246,20 @@ def _row(ragged: Ragged, place: int) -> Ids:
     return ids[offsets[place] : offsets[place + 1]]
 
 
-def _joined(rows: Sequence[Ids]) -> Ragged:
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
-    return np.concatenate([np.empty(0, np.int32), *rows]), offsets.astype(np.int64)
-
-
 def _merged(parts: Sequence[Ragged], places: Sequence[npt.NDArray[np.intp]]) -> Ragged:
-    """Rows that were made apart, in the order of their places."""
-    rows: list[Ids] = [_NONE] * sum(map(len, places))
-    for part, into in zip(parts, places, strict=True):
-        for number, place in enumerate(into.tolist()):
-            rows[place] = _row(part, number)
-    return _joined(rows)
+    """The rows of all parts in the order of their places; a later part's instead of an earlier's.
 
-
-_NONE = np.empty(0, np.int32)
+    There is a row for every place.
+    """
+    size = max(int(into.max(initial=-1)) for into in places) + 1
+    starts, lengths = np.empty(size, np.int64), np.empty(size, np.int64)
+    before = 0
+    for (ids, offsets), into in zip(parts, places, strict=True):
+        starts[into], lengths[into] = before + offsets[:-1], np.diff(offsets)
+        before += len(ids)
+    ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    order = np.arange(ends[-1]) + np.repeat(starts - ends[:-1], lengths)
+    return np.concatenate([ids for ids, _ in parts])[order], ends
 
 
 def _line(error: BaseException) -> str:

@@ -47,7 +47,7 @@ def conversation(
     """
     plain = _plain(row) if format is None or format == "messages" else None
     if plain is not None:
-        return Conversation(plain, None, source, row)
+        return Conversation.of_plain(plain, source, row)
     check_format(format)
     if type(row) is not dict and not isinstance(row, Mapping):
         raise RowError("wrong type", f"the row is {kind(row)}, not an object")
@@ -145,10 +145,10 @@ def _from_prompt_completion(fields: _Object) -> _Messages:
             f"prompt is {kind(prompt)} and completion is {kind(completion)}, "
             "not two strings or two lists",
         )
-    context = _messages(fields, "prompt")
-    for message in context:
-        if message["role"] == "assistant":
-            message.setdefault("train", False)
+    context = [
+        {"train": False, **message} if message["role"] == "assistant" else message
+        for message in _messages(fields, "prompt")
+    ]
     return context + _messages(fields, "completion", first=len(context))
 
 

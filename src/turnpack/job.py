@@ -123,7 +123,8 @@ class Assignment:
     """What a job is to make in `folder`, from where the journal stands to the last file.
 
     `inputs`: the files of all parts in order. `choices`: what is to be chosen of each part.
-    `splits`: what makes the bins of each split.
+    `splits`: what makes the bins of each split. `meanwhile`: called once, when all rows are encoded
+    and the last bins are being written.
     """
 
     folder: Path
@@ -134,6 +135,7 @@ class Assignment:
     splits: Mapping[str, Binning]
     settings: Settings
     progress: Callable[[Progress], None]
+    meanwhile: Callable[[], None] = lambda: None
 
 
 def add(counts: dict[str, Any], more: Mapping[str, Any]) -> None:
@@ -163,6 +165,7 @@ class Job:
         self._splits = assigned.splits
         self._settings = assigned.settings
         self._progress = assigned.progress
+        self._meanwhile = assigned.meanwhile
         self._shards: dict[str, Shards] = {}
         self._logs: dict[str, BinaryIO] = {}
         self._since = 0  # tokens since the last entry in the journal
@@ -197,6 +200,7 @@ class Job:
                 self._take(chunk)
             self._pass_on(self._until(len(self._choices)))
             self._flush()
+            self._meanwhile()
             for shards in self._shards.values():
                 shards.close()
                 add(self.tally.seconds, shards.seconds)
@@ -213,16 +217,19 @@ class Job:
             behind = islice(raw[part], sum(read), None)
             while True:
                 begun = thread_time()
-                rows, size = [], 0
+                rows, size, known = [], 0, 0
                 for row in islice(behind, CHUNK):
                     rows.append(row)
-                    size += text_size(row.content, 8)
+                    more = text_size(row.content, 8)
+                    size += more
+                    if type(row.content) is bytes:
+                        known += more
                     if size > CHUNK_BYTES:
                         break
                 add(self.tally.seconds, {"read": thread_time() - begun})
                 if not rows:
                     break
-                yield Chunk(part, rows)
+                yield Chunk(part, rows, known)
 
     def _take(self, chunk: Encoded) -> None:
         """Count a chunk, and let those of its rows that are kept go on to their bins."""

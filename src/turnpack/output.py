@@ -140,14 +140,23 @@ def is_output(directory: str | os.PathLike[str]) -> bool:
     return isinstance(manifest, dict) and {"turnpack", "files"} <= manifest.keys()
 
 
+def on_disk(folder: Path, part: str) -> dict[str, dict[str, Any]]:
+    """Put every file under a part of a folder on the disk: what a manifest says of them, by name."""
+    known = {}
+    for path in _files(folder / part):
+        sync(path)
+        known[_name(folder, path)] = {"sha256": sha256(path)}
+    return known
+
+
 def write_manifest(folder: Path, known: Mapping[str, Mapping[str, Any]]) -> None:
     """List every file under `folder` but RUN, with its size, its sha256 and what is `known` of it.
 
     All that is not known with its sha256 is put on the disk first.
     """
     files: list[dict[str, Any]] = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
+    for path in _files(folder):
+        name = _name(folder, path)
         if name == RUN:
             continue
         facts = {"bytes": path.stat().st_size, **known.get(name, {})}
@@ -157,6 +166,14 @@ def write_manifest(folder: Path, known: Mapping[str, Mapping[str, Any]]) -> None
         files.append({"path": name, **facts})
     write_json(folder / MANIFEST, {"turnpack": __version__, "files": files})
     sync(folder / MANIFEST)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _name(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -27,22 +27,31 @@ import numpy as np
 import pyarrow as pa
 
 from . import records
+from ._ingest import numbers_of_files
 from .encode import Begun, Encoder
 from .fast_tokenizer import Accelerated
 from .fates import Described, describe
 from .garbage import collect_seldom
-from .nouns import Conversation, Reject, Source
+from .nouns import Conversation, Reject, Source, Tokens
 from .records import RawRow
 from .rows import Rows
 from .system import interrupts_held
 from .tokenizers import Backend
 
 
+# Chunks that may wait for the thread that tokenizes: some take it ten times as long as others.
+AHEAD = 8
+
+
 class Chunk(NamedTuple):
-    """Rows of the input that are encoded in one call, all of the part of this number."""
+    """Rows of the input that are encoded in one call, all of the part of this number.
+
+    `bytes`: theirs, as far as they can be told.
+    """
 
     part: int
     rows: Sequence[RawRow]
+    bytes: int
 
 
 @dataclass(slots=True)
@@ -63,9 +72,9 @@ class Part:
 class Encoded:
     """What encoding made of a chunk of the input.
 
-    `part`: which it is of. `rows`, and `rejects` in the order of the input. `described`: what the
-    choice among its conversations wants to know of them. `read`: how many rows it had of which
-    input, `bytes`: theirs, as far as they can be told. `warnings`, `truncated` and
+    `part` and `bytes`: as in Chunk. `rows`, and `rejects` in the order of the input. `described`:
+    what the choice among its conversations wants to know of them. `read`: how many rows it had of
+    which input. `warnings`, `truncated` and
     `seconds` (by stage) are those of the report. `exact`: the tokenizer's own library encoded from
     the first row on.
     `fallback`: where a fast tokenizer was given up, `compared`: texts that both encoded.
@@ -75,7 +84,7 @@ class Encoded:
     rows: Rows
     described: Described | None
     rejects: list[Reject]
-    read: Counter[int]
+    read: dict[int, int]
     bytes: int
     warnings: Counter[str]
     truncated: Counter[str]
@@ -87,7 +96,7 @@ class Encoded:
 
 @dataclass(slots=True)
 class _Parsed:
-    """A chunk between the two halves of the work."""
+    """A chunk that was rendered."""
 
     chunk: Chunk
     begun: Begun
@@ -98,8 +107,21 @@ class _Parsed:
 
 
 @dataclass(slots=True)
+class _Tokenized:
+    """A chunk that was tokenized; the rest as in Encoded."""
+
+    parsed: _Parsed
+    tokens: Tokens
+    warnings: Counter[str]
+    truncated: Counter[str]
+    exact: bool
+    fallback: str | None
+    compared: int
+
+
+@dataclass(slots=True)
 class Work:
-    """What is done with a chunk of one of the parts, in two halves; they have one tokenizer."""
+    """What is done with a chunk of one of the parts, in three steps; they have one tokenizer."""
 
     parts: Sequence[Part]
 
@@ -142,11 +164,13 @@ class Work:
             {"read": parsed_at - begun, "render": thread_time() - parsed_at},
         )
 
-    def finish(self, parsed: _Parsed) -> Encoded:
-        """Tokenize, mask and truncate: arrays, without Python's lock for the most part."""
+    def tokenize(self, parsed: _Parsed) -> _Tokenized:
+        """Tokenize, mask and truncate: arrays, without Python's lock for the most part.
+
+        Chunks come in order, and one at a time.
+        """
         begun = thread_time()
-        part, raw = self.parts[parsed.chunk.part], parsed.chunk.rows
-        encoder = part.encoder
+        encoder = self.parts[parsed.chunk.part].encoder
         backend, told = encoder.backend, encoder.fallback
         compared, exact = getattr(backend, "compared", 0), getattr(backend, "exact", True)
         encoder.warnings.clear()
@@ -156,40 +180,58 @@ class Work:
         if encoder.fallback != told:
             for other in self.parts:  # that the tokenizer was given up is told once
                 other.encoder.fallback = encoder.fallback
-        rejects, described = parsed.rejects, parsed.described
-        if rejects:
-            places = {row.source: number for number, row in enumerate(raw)}
-            rejects.sort(key=lambda reject: places[cast(Source, reject.source)])
-        files = np.array([part.files[source.file] for source in parsed.sources], np.int32)
-        rows = Rows.of(tokens, _names(parsed.sources), files)
         parsed.seconds["tokenize"] = encoder.seconds_tokenizing - tokenized
         computed = encoder.thread_seconds_tokenizing - computed
         parsed.seconds["render"] += thread_time() - begun - computed
-        return Encoded(
-            parsed.chunk.part,
-            rows,
-            described and described.take(tokens.source[rows.first]),
-            rejects,
-            Counter([part.files[source.file] for source, _ in raw]),
-            sum([len(content) for _, content in raw if type(content) is bytes]),
+        return _Tokenized(
+            parsed,
+            tokens,
             Counter(encoder.warnings),
             Counter(encoder.truncated),
-            parsed.seconds,
             exact,
             None if encoder.fallback == told else encoder.fallback,
             getattr(backend, "compared", 0) - compared,
         )
 
+    def finish(self, tokenized: _Tokenized) -> Encoded:
+        """Say of every row where it is from: Python objects again."""
+        begun = thread_time()
+        parsed, tokens = tokenized.parsed, tokenized.tokens
+        part, raw = self.parts[parsed.chunk.part], parsed.chunk.rows
+        rejects, described = parsed.rejects, parsed.described
+        if rejects:
+            places = {row.source: number for number, row in enumerate(raw)}
+            rejects.sort(key=lambda reject: places[cast(Source, reject.source)])
+        files = numbers_of_files(parsed.sources, part.files)
+        rows = Rows.of(tokens, _names(parsed.sources), files)
+        described = described and described.take(tokens.source[rows.first])
+        read = np.bincount(numbers_of_files([row.source for row in raw], part.files))
+        parsed.seconds["render"] += thread_time() - begun
+        return Encoded(
+            parsed.chunk.part,
+            rows,
+            described,
+            rejects,
+            {number: int(read[number]) for number in np.flatnonzero(read).tolist()},
+            parsed.chunk.bytes,
+            tokenized.warnings,
+            tokenized.truncated,
+            parsed.seconds,
+            tokenized.exact,
+            tokenized.fallback,
+            tokenized.compared,
+        )
+
     def __call__(self, chunk: Chunk, exact: bool = False) -> Encoded:
-        """Do both halves; with `exact` by the tokenizer's own library."""
+        """Do all of it; with `exact` by the tokenizer's own library."""
         if exact and isinstance(self.backend, Accelerated):
             self.backend.give_up()
-        return self.finish(self.begin(chunk))
+        return self.finish(self.tokenize(self.begin(chunk)))
 
 
 def _names(sources: Sequence[Source]) -> pa.Array:
     """How the places of rows are spelled; a file's name need not be Unicode."""
-    names = [str(source) for source in sources]
+    names = [*map(str, sources)]
     try:
         return pa.array(names, pa.large_string())
     except UnicodeEncodeError:
@@ -200,21 +242,21 @@ def _names(sources: Sequence[Source]) -> pa.Array:
 def encoded(work: Work, chunks: Iterator[Chunk], workers: int) -> Generator[Encoded, None, None]:
     """Map `work` over chunks in order, a bounded number of them ahead of the caller.
 
-    With one worker a chunk is rendered in the caller's thread while those before it are tokenized
-    in another; the tokenizer has threads of its own. More workers are processes.
+    With one worker the caller's thread does what is done with Python objects, while other chunks
+    are tokenized in another; the tokenizer has threads of its own. More workers are processes.
     """
     return _in_threads(work, chunks) if workers == 1 else _in_processes(work, chunks, workers)
 
 
 def _in_threads(work: Work, chunks: Iterator[Chunk]) -> Generator[Encoded, None, None]:
-    waiting: deque[Future[Encoded]] = deque()
+    waiting: deque[Future[_Tokenized]] = deque()
     with _pool_of_one("turnpack-tokenize") as pool:
         for chunk in chunks:
-            waiting.append(pool.submit(work.finish, work.begin(chunk)))
-            if len(waiting) > 2:
-                yield waiting.popleft().result()
+            waiting.append(pool.submit(work.tokenize, work.begin(chunk)))
+            if len(waiting) > AHEAD:
+                yield work.finish(waiting.popleft().result())
         while waiting:
-            yield waiting.popleft().result()
+            yield work.finish(waiting.popleft().result())
 
 
 @contextlib.contextmanager

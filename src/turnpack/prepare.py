@@ -25,7 +25,17 @@ from .fates import FATES, Input
 from .garbage import seldom_collecting
 from .job import STAGES, Assignment, Job, Progress, Settings, StaleError, block_tokens
 from .journal import Journal, input_identity
-from .output import ENTRIES, HIDDEN, RUN, is_output, loads, replacing, write_json, write_manifest
+from .output import (
+    ENTRIES,
+    HIDDEN,
+    RUN,
+    is_output,
+    loads,
+    on_disk,
+    replacing,
+    write_json,
+    write_manifest,
+)
 from .pipeline import Part, Work
 from .recipe import Recipe
 from .report import Report, write_page
@@ -184,6 +194,7 @@ def _prepare(
                     name: Shuffled(split, journal.state, hidden / "sorting", name, options["seed"])
                     for name, split in splits.items()
                 }
+            saved = _Tokenizer(backend, folder)
             assignment = Assignment(
                 folder,
                 journal,
@@ -200,11 +211,12 @@ def _prepare(
                     recipe.duplicates if recipe else "keep",
                 ),
                 options["progress"] or (lambda progress: None),
+                saved.save,
             )
             job = options["job"](assignment)
             job.run([source.files for source in sources], options["workers"])
             _count(report, job, inputs, backend, recipe)
-            _finish(report, job, folder, backend, options["sinks"])
+            _finish(report, job, folder, saved, options["sinks"])
             report.seconds["total"] = perf_counter() - begun
             write_json(folder / RUN, {**report.about_the_run(), "identity": identity})
     except _AlreadyThere:
@@ -458,9 +470,32 @@ def _about(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _finish(report: Report, job: Job, folder: Path, backend: Any, sinks: Sequence[str]) -> None:
+class _Tokenizer:
+    """The tokenizer in the output, where it can be saved: `known` is what its manifest says of it.
+
+    Saved as soon as nobody encodes by it any more; that took `seconds`.
+    """
+
+    def __init__(self, backend: Any, folder: Path) -> None:
+        self.backend = backend
+        self.known: dict[str, dict[str, Any]] = {}
+        self.seconds = 0.0
+        self._folder = folder
+
+    def save(self) -> None:
+        """Write it, and put it on the disk."""
+        begun = perf_counter()
+        if hasattr(self.backend, "save"):
+            self.backend.save(self._folder / "tokenizer")
+            self.known = on_disk(self._folder, "tokenizer")
+        self.seconds = perf_counter() - begun
+
+
+def _finish(
+    report: Report, job: Job, folder: Path, saved: _Tokenizer, sinks: Sequence[str]
+) -> None:
     """Write what is made of the bins when all are there."""
-    begun = perf_counter()
+    begun, backend = perf_counter(), saved.backend
     for written in job.written.values():
         complete_weights(folder, written)
         report.files += written.files
@@ -472,8 +507,6 @@ def _finish(report: Report, job: Job, folder: Path, backend: Any, sinks: Sequenc
         facts = exports.Facts(report.capacity, getattr(backend, "vocabulary", None))
     for name in sinks:
         exports.export(name, splits, folder, facts)
-    if hasattr(backend, "save"):
-        backend.save(folder / "tokenizer")
     write_json(folder / "report.json", report.to_dict())
     drawing = perf_counter()
     if report.options["page"]:
@@ -483,8 +516,8 @@ def _finish(report: Report, job: Job, folder: Path, backend: Any, sinks: Sequenc
         file["path"]: {"rows": file["bins"], "tokens": file["tokens"], "sha256": file["sha256"]}
         for file in report.files
     }
-    write_manifest(folder, known)
-    report.seconds["write"] += perf_counter() - begun - report.seconds["page"]
+    write_manifest(folder, known | saved.known)
+    report.seconds["write"] += saved.seconds + perf_counter() - begun - report.seconds["page"]
 
 
 def _identity(thing: Any) -> dict[str, Any]:

@@ -202,6 +202,7 @@ class _Job:
         self._splits = assigned.splits
         self._shard_tokens = assigned.settings.shard_tokens
         self._progress = assigned.progress
+        self._meanwhile = assigned.meanwhile
         self._begun = perf_counter()
 
     def run(self, files: Sequence[Sequence[str]], workers: int | None) -> None:
@@ -215,6 +216,7 @@ class _Job:
             self._make(task, range(len(task.pieces)), False, mapped)
             self._make(task, self._doubtful(len(task.pieces)), True, mapped)
         self._gather(task)
+        self._meanwhile()
         if self.tally.fallback is not None:
             warnings.warn(self.tally.fallback, FallbackWarning, stacklevel=4)
 
