@@ -73,7 +73,7 @@ def in_folder(folder, share):
         *(ours(name, options, chats, tokenizer, folder, figures) for name, options in backends()),
         theirs.form({**figures, "labels_behind_a_stop_token": behind}),
     ]
-    yield f"prepare {len(tokens):,} chats, {len(tokens.input_ids):,} ids", forms, 3
+    yield f"prepare {len(tokens):,} chats, {len(tokens.input_ids):,} ids", forms, 5
 
 
 def write_messages(path, encoder, share):

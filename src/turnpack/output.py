@@ -141,7 +141,7 @@ def is_output(directory: str | os.PathLike[str]) -> bool:
 
 
 def on_disk(folder: Path, part: str) -> dict[str, dict[str, Any]]:
-    """Put every file under a part of a folder on the disk: what a manifest says of them, by name."""
+    """Put every file under a part of a folder on the disk; what a manifest says of it, by name."""
     known = {}
     for path in _files(folder / part):
         sync(path)

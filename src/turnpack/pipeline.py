@@ -38,7 +38,6 @@ from .rows import Rows
 from .system import interrupts_held
 from .tokenizers import Backend
 
-
 # Chunks that may wait for the thread that tokenizes: some take it ten times as long as others.
 AHEAD = 8
 
