@@ -73,9 +73,14 @@ class ByLength {
         // Counts of more values than this would cost more than the rows.
         const int64_t values = std::clamp<int64_t>(4 * size, 1 << 8, 1 << 18);
         int64_t longest = rule.longest();
-        if (longest > values) longest = checked_longest(lengths, size, rule, threads);
         if (longest > values) {
-            by_digits(lengths, rule, values, threads);
+            held_ = Scratch<int64_t>(size);
+            std::copy_n(lengths, size, held_.data());
+            lengths = held_.data();
+            longest = checked_longest(lengths, size, rule, threads);
+        }
+        if (longest > values) {
+            by_digits(longest, values, threads);
         } else if (longest <= 1 << 16) {
             at_once<uint16_t>(lengths, longest, rule, threads);
         } else {
@@ -119,16 +124,16 @@ class ByLength {
             return code;
         };
         const auto read_again = [=](Id row) { return codes[row]; };
-        const int64_t wrong = pass(threads, longest, row_itself, read, read_again, order_.data());
-        if (wrong < size_) refuse(wrong, lengths[wrong], rule);
+        const Wrong wrong = pass(threads, longest, row_itself, read, read_again, order_.data());
+        if (wrong.place < size_) {
+            refuse(wrong.place, static_cast<int64_t>(wrong.digit + 1), rule);
+        }
     }
 
-    // By one digit after the other, the lowest first, each of no more than `values` values.
-    void by_digits(const int64_t* lengths, const Rule& rule, int64_t values, int64_t threads) {
-        held_ = Scratch<int64_t>(size_);
-        std::copy_n(lengths, size_, held_.data());
+    // By one digit of held_ after the other, the lowest first, each of no more than `values`
+    // values.
+    void by_digits(int64_t longest, int64_t values, int64_t threads) {
         const int64_t* const held = held_.data();
-        const int64_t longest = checked_longest(held, size_, rule, threads);
         int64_t bits = 1, most = 1;
         while (bits < 63 && (longest - 1) >> bits) ++bits;
         while (int64_t{2} << most <= values) ++most;
@@ -152,30 +157,37 @@ class ByLength {
 
     static constexpr auto row_itself = [](int64_t k) { return static_cast<Id>(k); };
 
+    // The first place of a row whose digit is too large, and that digit; size where there is none.
+    struct Wrong {
+        int64_t place;
+        uint64_t digit;
+    };
+
     // Puts the rows by falling digit, those of one digit as they were. Where a digit is not below
-    // `values`, the place of the first such row is returned and nothing written; otherwise size.
+    // `values`, nothing is written.
     // `first_digit_of` is asked once for each row, `digit_of` then says the same. Leaves in ends_
     // where the rows of each digit end.
     template <class RowAt, class FirstDigitOf, class DigitOf>
-    int64_t pass(int64_t threads, int64_t values, const RowAt& row_at,
-                 const FirstDigitOf& first_digit_of, const DigitOf& digit_of, Id* to) {
+    Wrong pass(int64_t threads, int64_t values, const RowAt& row_at,
+               const FirstDigitOf& first_digit_of, const DigitOf& digit_of, Id* to) {
         // As many counts as rows at most.
         const int64_t parts = std::min(worth(threads, size_), size_ / (values + 1) + 1);
         std::vector<std::vector<Id>> next(parts, std::vector<Id>(values));
-        std::vector<int64_t> wrong(parts, size_);
+        std::vector<Wrong> wrong(parts, Wrong{size_, 0});
         in_parts(size_, parts, [&](int64_t part, int64_t begin, int64_t end) {
             std::vector<Id>& counts = next[part];
             for (int64_t k = begin; k < end; ++k) {
                 const uint64_t digit = first_digit_of(row_at(k));
                 if (digit >= static_cast<uint64_t>(values)) {
-                    wrong[part] = k;
+                    wrong[part] = {k, digit};
                     return;
                 }
                 ++counts[digit];
             }
         });
-        const int64_t first_wrong = *std::min_element(wrong.begin(), wrong.end());
-        if (first_wrong < size_) return first_wrong;
+        for (const Wrong& found : wrong) {
+            if (found.place < size_) return found;
+        }
         Id before = 0;
         for (int64_t digit = values; digit-- > 0;) {
             for (std::vector<Id>& counts : next) before += std::exchange(counts[digit], before);
@@ -196,13 +208,13 @@ class ByLength {
             }
         });
         ends_ = std::move(next.back());
-        return size_;
+        return {size_, 0};
     }
 
     int64_t size_;
     Scratch<Id> order_;
     std::vector<Id> ends_;   // by length - 1; empty after a sort of several passes
-    Scratch<int64_t> held_;  // the lengths, after such a sort
+    Scratch<int64_t> held_;  // the lengths, where they may be long
 };
 
 }  // namespace turnpack

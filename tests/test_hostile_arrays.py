@@ -213,6 +213,36 @@ def test_arrow_lists_that_arrow_lets_pass(kind, offsets):
     assert outcome[0] is ValueError
 
 
+@pytest.mark.parametrize("strategy", ["best_fit", "in_order"])
+@pytest.mark.parametrize("capacity", [4096, 1 << 40])
+@pytest.mark.parametrize("bad", [-1, 0, -(1 << 62), (1 << 63) - 1])
+def test_a_bad_length_comes_and_goes_during_a_plan(bad, capacity, strategy):
+    """It was there or it was not; the error says what was there."""
+    lengths = np.full(60_000, 7)
+    over = threading.Event()
+
+    def write():
+        while not over.is_set():
+            lengths[-1] = bad
+            lengths[-1] = 7
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    told = set()
+    try:
+        for _ in range(100):
+            try:
+                assert len(tp.plan(lengths, capacity, strategy=strategy).rows) == len(lengths)
+            except ValueError as error:
+                told.add(str(error))
+    finally:
+        over.set()
+        writer.join()
+    for error in told:
+        assert error.startswith("row 59999 ")
+        assert " 7 tokens" not in error
+
+
 @pytest.mark.parametrize(
     "verb",
     [

@@ -57,13 +57,14 @@ def test_the_numbers_of_files():
         _ingest.numbers_of_files([Source("c")], {"a": 7})
 
 
-def test_a_plain_message_is_taken_as_it_is():
-    row = [{"role": "developer", "content": "be"}, {"role": "user", "content": "q"}]
+def test_plain_messages_are_new_and_role_is_first():
+    row = [{"role": "developer", "content": "be"}, {"content": "q", "role": "user"}]
     roles = {"developer": "system", "user": "user"}
-    system, user = _ingest.plain_messages(row, "role", "content", roles)
-    assert system == {"role": "system", "content": "be"}
-    assert user is row[1]
+    made = _ingest.plain_messages(row, "role", "content", roles)
+    assert made == [{"role": "system", "content": "be"}, {"role": "user", "content": "q"}]
+    assert [[*message] for message in made] == [["role", "content"]] * 2
     row[1]["content"] = "\ud800"
+    assert made[1]["content"] == "q"
     assert _ingest.plain_messages(row, "role", "content", roles) is None
 
 

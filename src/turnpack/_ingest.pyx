@@ -211,12 +211,10 @@ def first_unusual(object messages, frozenset roles, Py_ssize_t at):
 def plain_messages(object items, str role_key, str text_key, dict roles):
     """Messages of a list of dicts that hold a role of `roles` and a text each; None for any other.
 
-    No more than that may be in them, and the text must be Unicode. A dict that is a message already
-    is taken as it is.
+    No more than that may be in them, and the text must be Unicode.
     """
     cdef list messages
     cdef dict item
-    cdef bint in_place = role_key == "role" and text_key == "content"
     if type(items) is not list or not items:
         return None
     messages = []
@@ -227,11 +225,10 @@ def plain_messages(object items, str role_key, str text_key, dict roles):
         role, text = item.get(role_key), item.get(text_key)
         if type(role) is not str or not _is_text(text):
             return None
-        known = roles.get(role)
-        if known is None:
+        role = roles.get(role)
+        if role is None:
             return None
-        same = in_place and known == role
-        messages.append(item if same else {"role": known, "content": text})
+        messages.append({"role": role, "content": text})
     return messages
 
 

@@ -145,10 +145,10 @@ def _from_prompt_completion(fields: _Object) -> _Messages:
             f"prompt is {kind(prompt)} and completion is {kind(completion)}, "
             "not two strings or two lists",
         )
-    context = [
-        {"train": False, **message} if message["role"] == "assistant" else message
-        for message in _messages(fields, "prompt")
-    ]
+    context = _messages(fields, "prompt")
+    for message in context:
+        if message["role"] == "assistant":
+            message.setdefault("train", False)
     return context + _messages(fields, "completion", first=len(context))
 
 

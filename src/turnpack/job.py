@@ -123,8 +123,8 @@ class Assignment:
     """What a job is to make in `folder`, from where the journal stands to the last file.
 
     `inputs`: the files of all parts in order. `choices`: what is to be chosen of each part.
-    `splits`: what makes the bins of each split. `meanwhile`: called once, when all rows are encoded
-    and the last bins are being written.
+    `splits`: what makes the bins of each split. `meanwhile`: called once, when all rows are
+    encoded, while the last bins are being written if that is possible.
     """
 
     folder: Path

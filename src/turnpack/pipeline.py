@@ -39,7 +39,7 @@ from .system import interrupts_held
 from .tokenizers import Backend
 
 # Chunks that may wait for the thread that tokenizes: some take it ten times as long as others.
-AHEAD = 8
+AHEAD = 4
 
 
 class Chunk(NamedTuple):
