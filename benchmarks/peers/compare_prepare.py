@@ -2,7 +2,7 @@
 
 Both sides read the same file of messages, use both cores and end with their data on disk, Parquet
 here and the cache of `datasets` there (the page of our report is a form of its own); imports,
-loading the tokenizer and (there) the rows are not counted. Asserted equal before packing, row by
+loading the tokenizer and (there) the rows are not counted. Each run begins with nothing of the one before. Asserted equal before packing, row by
 row: ids, and labels but for what follows a stop token, which is counted.
 """
 
@@ -144,8 +144,12 @@ def ours(name, options, chats, tokenizer, folder, figures):
         assert report.tokens["total"] == figures["tokens"]
         return seconds
 
-    form = Form(name, run, own_clock=True, figures=dict(figures))
+    def forget():
+        shutil.rmtree(output)
+
+    form = Form(name, run, own_clock=True, after=forget, figures=dict(figures))
     run()
+    forget()
     return form
 
 
