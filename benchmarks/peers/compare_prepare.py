@@ -2,8 +2,9 @@
 
 Both sides read the same file of messages, use both cores and end with their data on disk, Parquet
 here and the cache of `datasets` there (the page of our report is a form of its own); imports,
-loading the tokenizer and (there) the rows are not counted. Each run begins with nothing of the one before. Asserted equal before packing, row by
-row: ids, and labels but for what follows a stop token, which is counted.
+loading the tokenizer and (there) the rows are not counted. Each run begins with nothing of the one
+before. Asserted equal before packing, row by row: ids, and labels but for what follows a stop
+token, which is counted.
 """
 
 import os
