@@ -1,12 +1,15 @@
 """What is asked of every row in C, beside the same in Python."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from turnpack import _ingest
-from turnpack.nouns import Source
+from turnpack.nouns import Conversation, Source
+from turnpack.records import RawRow
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
@@ -38,9 +41,24 @@ def test_is_nested(value, levels):
     assert _ingest.is_nested(value, levels) == (depth(value) > levels)
 
 
-@given(JSON, LEVELS)
-def test_text_size(value, levels):
-    assert _ingest.text_size(value, levels) == size(value, levels)
+@given(st.lists(JSON, max_size=8), st.integers(1, 5), st.integers(0, 40))
+def test_rows_are_taken_up_to_a_number_and_a_size(contents, most, most_bytes):
+    rows = [RawRow(Source("a", number), content) for number, content in enumerate(contents)]
+    left = iter(rows)
+    taken, known = _ingest.taken(left, most, most_bytes)
+    assert [*taken, *left] == rows
+    sizes = [size(content, 8) for content in contents]
+    whole = len(taken) in (len(rows), most)
+    assert len(taken) <= most
+    assert sum(sizes[: len(taken) - 1]) <= most_bytes or not taken
+    assert whole or sum(sizes[: len(taken)]) > most_bytes
+    assert known == sum(len(row.content) for row in taken if type(row.content) is bytes)
+
+
+def test_the_row_of_a_line_is_what_its_classes_make():
+    made = _ingest.line_row(RawRow, Source, "a", 3, b"{}")
+    assert made == RawRow(Source("a", 3), b"{}")
+    assert (type(made), type(made.source), made.source.index) == (RawRow, Source, None)
 
 
 @given(st.lists(st.one_of(st.text(), st.text().map(np.str_)), max_size=5))
@@ -48,13 +66,24 @@ def test_longest(texts):
     assert _ingest.longest(texts) == max(map(len, texts), default=0)
 
 
-def test_the_numbers_of_files():
-    sources = [Source("b", 3), Source("a", None, 0), Source("b", 4)]
-    made = _ingest.numbers_of_files(sources, {"a": 7, "b": 1})
-    assert (made.tolist(), made.dtype) == ([1, 7, 1], np.int32)
-    assert _ingest.numbers_of_files([], {}).tolist() == []
+PLACE = st.none() | st.integers(0, 2**62)
+
+
+@given(st.lists(st.builds(Source, st.sampled_from(["a", "ä/b", "c:1", "\udcff"]), PLACE, PLACE)))
+def test_places_are_numbered_and_spelled(sources):
+    numbers = {"a": 7, "ä/b": 1, "c:1": 0, "\udcff": 3}
+    files, spelled, offsets = _ingest.places(sources, numbers)
+    assert (files.tolist(), files.dtype) == ([numbers[source.file] for source in sources], np.int32)
+    assert offsets.dtype == np.int64
+    assert [spelled[start:end].decode() for start, end in pairwise(offsets)] == [
+        str(source).replace("\udcff", r"\udcff") for source in sources
+    ]
+    assert len(spelled) == offsets[-1]
+
+
+def test_a_file_without_a_number_has_no_place():
     with pytest.raises(KeyError, match="'c'"):
-        _ingest.numbers_of_files([Source("c")], {"a": 7})
+        _ingest.places([Source("c")], {"a": 7})
 
 
 def test_plain_messages_are_new_and_role_is_first():
@@ -66,6 +95,41 @@ def test_plain_messages_are_new_and_role_is_first():
     row[1]["content"] = "\ud800"
     assert made[1]["content"] == "q"
     assert _ingest.plain_messages(row, "role", "content", roles) is None
+
+
+def test_a_plain_row_is_a_conversation():
+    roles = {"user": "user"}
+    messages = [{"content": "q", "role": "user"}]
+    for more in ({}, {"id": 3, "system": None, "tools": None, "functions": None}):
+        row, source = {"messages": messages, **more}, Source("a", 1)
+        made = _ingest.plain_row(Conversation, row, source, roles)
+        assert made == Conversation([{"role": "user", "content": "q"}], None, source)
+        assert made.row is row
+        assert type(made) is Conversation
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {},
+        [],
+        {"messages": []},
+        {"messages": ()},
+        {"messages": [{"role": "user", "content": "q"}], "system": ""},
+        {"messages": [{"role": "user", "content": "q"}], "tools": []},
+        {"messages": [{"role": "user", "content": "q"}], "functions": 0},
+        {"messages": [{"role": "user", "content": None}]},
+        {"messages": [{"role": "user", "content": "\ud800"}]},
+        {"messages": [{"role": "bot", "content": "q"}]},
+        {"messages": [{"role": ["user"], "content": "q"}]},
+        {"messages": [{"role": "user", "text": "q"}]},
+        {"messages": [{"role": "user", 1: "q"}]},
+        {"messages": [{"role": "user", "content": "q", "train": False}]},
+        {"messages": [["role", "content"]]},
+    ],
+)
+def test_any_other_row_is_not_plain(row):
+    assert _ingest.plain_row(Conversation, row, None, {"user": "user"}) is None
 
 
 @given(st.lists(st.text(), max_size=20), st.integers(1, 4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from chats import assistant, user
 from turnpack import tokenizers
 from turnpack.encode import Encoder
 from turnpack.nouns import Conversation, RowError
+from turnpack.plain_rows import plain_rows
 from turnpack.shapes import compile_program, shape_of
 
 TEXTS = st.one_of(
@@ -121,6 +123,54 @@ def test_remembered_shapes_change_no_token(backend, name, options, batch):
         assert [r.reason for r in rejects] == [r.reason for r in expected]
     assert encoder.warnings == other.warnings
     assert not any(other._known.values())
+
+
+@pytest.mark.parametrize(("backend", "name", "options"), ENCODERS)
+@settings(max_examples=15, deadline=None)
+@given(batch=st.lists(chats(), min_size=1, max_size=6))
+def test_rows_in_columns_have_the_same_tokens(backend, name, options, batch):
+    batch = [[{k: m[k] for k in ("role", "content")} for m in chat] for chat in batch]
+    rows = plain_rows([orjson.dumps({"messages": chat}) for chat in batch])
+    conversations = [Conversation(chat) for chat in batch]
+    encoder, other = Encoder(backend, name, **options), Encoder(backend, name, **options)
+    for _ in range(2):
+        rejects, expected = [], []
+        made = encoder.finish(encoder.begin_plain(rows, conversations), rejects)
+        assert made == other(conversations, expected)
+        assert [(r.reason, r.row) for r in rejects] == [(r.reason, r.row) for r in expected]
+    assert encoder.warnings == other.warnings
+    assert encoder.truncated == other.truncated
+
+
+def test_rows_in_columns_are_written_straight_where_nothing_is_looked_into():
+    chat = [user("Hi"), assistant("a < b")]
+    answers = ["a < b", "<think>so</think>", "", "<tool_call>", "c"]
+    batch = [[user("Hi"), assistant(answer)] for answer in answers]
+    rows = plain_rows([orjson.dumps({"messages": chat}) for chat in batch])
+    encoder, asked = Encoder(QWEN, "chatml"), []
+    encoder([chat])
+
+    class Asked(list):
+        def __getitem__(self, place):
+            asked.append(place)
+            return super().__getitem__(place)
+
+    conversations = Asked(map(Conversation, batch))
+    for _ in range(2):
+        encoder.begin_plain(rows, conversations)
+    assert sorted({*asked}) == [0, 1, 2, 3]
+    assert asked.count(0) == 1  # by the second time its shape is known
+    assert asked.count(1) == asked.count(3) == 2
+
+
+def test_a_text_of_too_many_characters_is_no_row_in_columns_either(monkeypatch):
+    monkeypatch.setattr("turnpack.encode.MAX_TEXT", 20)
+    batch = [[user("Hi"), assistant(answer)] for answer in ("Ho", "ä" * 15, "x" * 30, "Ho")]
+    rows = plain_rows([orjson.dumps({"messages": chat}) for chat in batch])
+    encoder, rejects = Encoder(QWEN, "chatml"), []
+    for _ in range(2):
+        encoder.finish(encoder.begin_plain(rows, list(map(Conversation, batch))), rejects)
+    assert [reject.reason for reject in rejects] == ["too large"] * 2
 
 
 def test_shapes_are_used_and_an_encoder_that_knows_some_can_be_pickled():

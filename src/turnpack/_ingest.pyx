@@ -2,14 +2,17 @@
 # that are nothing but a role and a text, as nearly all are, and what is asked of every row.
 # Takes Python objects and returns arrays or lists; array arithmetic is the core's.
 
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
+from cpython.bytes cimport PyBytes_FromFormat, PyBytes_FromStringAndSize
+from cpython.dict cimport PyDict_Next
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
 from cpython.long cimport PyLong_FromLong
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
-from cpython.unicode cimport PyUnicode_AsUTF8
+from cpython.unicode cimport PyUnicode_AsUTF8, PyUnicode_DecodeUTF8
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
-from libc.stdint cimport int32_t, int64_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.string cimport memcmp, memcpy, memset
 
 import numpy as np
 
@@ -21,11 +24,23 @@ cdef extern from "Python.h":
     Py_ssize_t PyUnicode_GET_LENGTH(object)
     int PyUnicode_KIND(object)
     void* PyUnicode_DATA(object)
+    object PyType_GenericAlloc(type, Py_ssize_t)
+    int PyObject_GenericSetAttr(object, object, object) except -1
 
 
 cdef extern from *:
     """
     #include <stdint.h>
+    #include <string.h>
+
+    static int turnpack_holds(const char *text, Py_ssize_t size, const char *part, Py_ssize_t of) {
+        const char *end = text + size;
+        while (end - text >= of && (text = (const char *)memchr(text, *part, end - text - of + 1))) {
+            if (!memcmp(text, part, of)) return 1;
+            ++text;
+        }
+        return 0;
+    }
 
     /* Reads ints up to the first item that is not exactly an int of one digit (30 bits), for which
        CPython needs no call. Returns how many it read. */
@@ -52,6 +67,9 @@ cdef extern from *:
     #endif
     }
     """
+    bint holds "turnpack_holds"(
+        const char* text, Py_ssize_t size, const char* part, Py_ssize_t of
+    ) noexcept
     Py_ssize_t read_small "turnpack_read_small"(
         PyObject** items, Py_ssize_t size, int32_t* to
     ) noexcept
@@ -214,15 +232,24 @@ def plain_messages(object items, str role_key, str text_key, dict roles):
     No more than that may be in them, and the text must be Unicode.
     """
     cdef list messages
-    cdef dict item
+    cdef Py_ssize_t at
+    cdef PyObject* key
+    cdef PyObject* value
     if type(items) is not list or not items:
         return None
     messages = []
     for each in <list>items:
         if type(each) is not dict or len(<dict>each) != 2:
             return None
-        item = <dict>each
-        role, text = item.get(role_key), item.get(text_key)
+        role = text = None
+        at = 0
+        while PyDict_Next(each, &at, &key, &value):  # with two keys quicker than to look for them
+            if type(<object>key) is not str:
+                return None
+            if <object>key == text_key:
+                text = <object>value
+            elif <object>key == role_key:
+                role = <object>value
         if type(role) is not str or not _is_text(text):
             return None
         role = roles.get(role)
@@ -230,6 +257,32 @@ def plain_messages(object items, str role_key, str text_key, dict roles):
             return None
         messages.append({"role": role, "content": text})
     return messages
+
+
+def plain_row(type conversation, object row, object source, dict roles):
+    """A `conversation`, nouns.Conversation, of a row of plain messages; None for any other row.
+
+    That is an object with `messages` as above and no `system`, `tools` or `functions` besides.
+    """
+    cdef dict fields
+    if type(row) is not dict:
+        return None
+    fields = <dict>row
+    if len(fields) > 1 and not (
+        fields.get("system") is None
+        and fields.get("tools") is None
+        and fields.get("functions") is None
+    ):
+        return None
+    messages = plain_messages(fields.get("messages"), "role", "content", roles)
+    if messages is None:
+        return None
+    made = PyType_GenericAlloc(conversation, 0)
+    PyObject_GenericSetAttr(made, "messages", messages)
+    PyObject_GenericSetAttr(made, "tools", None)
+    PyObject_GenericSetAttr(made, "source", source)
+    PyObject_GenericSetAttr(made, "row", row)
+    return made
 
 
 def plain_roles(object messages):
@@ -242,14 +295,147 @@ def plain_roles(object messages):
     return tuple(roles)
 
 
-def numbers_of_files(list sources, dict numbers):
-    """int32: the number of the file that each source begins with."""
+def places(list sources, dict numbers):
+    """Of every nouns.Source the number of its file, and how it is spelled.
+
+    int32 numbers, and UTF-8 with its int64 offsets: what str(source) gives, with a backslash for
+    what of a file's name is not Unicode.
+    """
     cdef Py_ssize_t place, size = len(sources)
-    made = np.empty(size, np.int32)
-    cdef int32_t[::1] to = made
+    cdef list spelled = []
+    cdef bytes name = b"", behind
+    cdef object last = None
+    cdef int32_t number = 0
+    files = np.empty(size, np.int32)
+    offsets = np.zeros(size + 1, np.int64)
+    cdef int32_t[::1] file_of = files
+    cdef int64_t[::1] end_of = offsets[1:]
+    cdef int64_t end = 0
     for place in range(size):
-        to[place] = numbers[sources[place][0]]
-    return made
+        file, line, index = sources[place]
+        if file is not last:
+            name, number, last = file.encode("utf-8", "backslashreplace"), numbers[file], file
+        if line is not None:
+            behind = PyBytes_FromFormat(":%zd", <Py_ssize_t>line)
+        elif index is not None:
+            behind = PyBytes_FromFormat("[%zd]", <Py_ssize_t>index)
+        else:
+            behind = b""
+        spelled.append(name)
+        spelled.append(behind)
+        end += len(name) + len(behind)
+        file_of[place], end_of[place] = number, end
+    return files, b"".join(spelled), offsets
+
+
+def fill_plain(
+    dict known, object rows, Py_ssize_t row, Py_ssize_t most, list texts, list layouts
+):
+    """Append the texts of plain rows, from `row` on, to `texts`, and their layouts to `layouts`.
+
+    `rows`: plain_rows.PlainRows. `known`: by the roles of a row, as bytes, a shapes.Straight and
+    the layout. Returns the first row that cannot be written so, for which nothing is appended: one
+    of roles that are not known, with a text that the template looks into, or with one of more than
+    `most` bytes. The number of rows where there is none.
+    """
+    cdef const uint8_t[::1] roles = rows.roles
+    cdef const int32_t[::1] row_at = rows.offsets
+    cdef const uint8_t[::1] contents = rows.contents
+    cdef const int32_t[::1] text_at = rows.text_offsets
+    cdef bytes nothing = b""
+    cdef const char* data = nothing
+    if contents.shape[0]:
+        data = <const char*>&contents[0]
+    cdef Py_ssize_t first, size
+    cdef bytearray room = bytearray(1 << 12)
+    cdef list made
+    for row in range(row, row_at.shape[0] - 1):
+        first = row_at[row]
+        size = row_at[row + 1] - first
+        found = known.get(PyBytes_FromStringAndSize(<const char*>&roles[first], size))
+        if found is None:
+            return row
+        (wanted, asked), layout = found
+        if not _is_as_asked(<tuple?>asked, data, &text_at[first]):
+            return row
+        made = []
+        for pieces in <tuple?>wanted:
+            text = _joined(<tuple?>pieces, data, &text_at[first], most, room)
+            if text is None:
+                return row
+            made.append(text)
+        texts.extend(made)
+        layouts.append(layout)
+    return row_at.shape[0] - 1
+
+
+cdef bint _is_as_asked(tuple asked, const char* data, const int32_t* ends) except -1:
+    """Whether the messages of a row, whose texts end at `ends`, have what their Straight asks."""
+    cdef Py_ssize_t number, size
+    cdef const char* text
+    cdef bytes part
+    for number in range(len(asked)):
+        needed, without, before = <tuple>asked[number]
+        text, size = data + ends[number], ends[number + 1] - ends[number]
+        if needed and size == 0:
+            return False
+        for part in <tuple>without:
+            if holds(text, size, part, len(part)):
+                return False
+        part = before
+        if part and size >= len(part) and memcmp(text, <const char*>part, len(part)) == 0:
+            return False
+    return True
+
+
+cdef object _joined(
+    tuple pieces, const char* data, const int32_t* ends, Py_ssize_t most, bytearray room
+):
+    """The text of pieces, what is written or the number of a message; None if it is too long."""
+    cdef Py_ssize_t number, size, written = 0
+    cdef const char* text
+    for piece in pieces:
+        if type(piece) is bytes:
+            text, size = <const char*>(<bytes>piece), len(<bytes>piece)
+        else:
+            number = piece
+            text, size = data + ends[number], ends[number + 1] - ends[number]
+        if written + size > most:
+            return None
+        if written + size > PyByteArray_GET_SIZE(room):
+            PyByteArray_Resize(room, 2 * (written + size))
+        memcpy(PyByteArray_AS_STRING(room) + written, text, size)
+        written += size
+    return PyUnicode_DecodeUTF8(PyByteArray_AS_STRING(room), written, NULL)
+
+
+def line_row(type raw_row, type source, str path, Py_ssize_t line, bytes content):
+    """A `raw_row`, records.RawRow, of a line: such named tuples as their classes make them."""
+    return tuple.__new__(raw_row, (tuple.__new__(source, (path, line, None)), content))
+
+
+# Of lists and dicts in which text is looked for, to tell how large a row is.
+cdef int LEVELS = 8
+
+
+def taken(object rows, Py_ssize_t most, Py_ssize_t most_bytes):
+    """The next raw rows of an iterator, and how many bytes those have that are bytes.
+
+    No more than `most`, and none behind the first that makes them more than `most_bytes` of text.
+    """
+    cdef list made = []
+    cdef Py_ssize_t more, size = 0, known = 0
+    while len(made) < most and size <= most_bytes:
+        row = next(rows, None)
+        if row is None:
+            break
+        made.append(row)
+        content = row[1]
+        more = _text_size(content, LEVELS)
+        size += more
+        if type(content) is bytes:
+            known += more
+    return made, known
 
 
 def longest(list texts):
@@ -260,7 +446,7 @@ def longest(list texts):
     return most
 
 
-def text_size(object value, int levels):
+cdef Py_ssize_t _text_size(object value, int levels) except -1:
     """How many bytes or characters the texts in lists and dicts have, to so many levels."""
     cdef Py_ssize_t size = 0
     if type(value) is str or type(value) is bytes:
@@ -269,10 +455,10 @@ def text_size(object value, int levels):
         return 0
     if type(value) is dict:
         for item in (<dict>value).values():
-            size += text_size(item, levels - 1)
+            size += _text_size(item, levels - 1)
     elif type(value) is list:
         for item in <list>value:
-            size += text_size(item, levels - 1)
+            size += _text_size(item, levels - 1)
     return size
 
 
@@ -281,18 +467,20 @@ def is_nested(object value, int levels):
     return _is_nested(value, levels)
 
 
-cdef bint _is_nested(object value, int levels) except -1:
+cdef bint _is_nested(object value, int levels) noexcept:
+    cdef Py_ssize_t at = 0
+    cdef PyObject* item
     if type(value) is dict:
         if levels == 0:
             return True
-        for item in (<dict>value).values():
-            if _is_nested(item, levels - 1):
+        while PyDict_Next(value, &at, NULL, &item):
+            if _is_nested(<object>item, levels - 1):
                 return True
     elif type(value) is list:
         if levels == 0:
             return True
-        for item in <list>value:
-            if _is_nested(item, levels - 1):
+        for at in range(PyList_GET_SIZE(value)):
+            if _is_nested(<object>PyList_GET_ITEM(value, at), levels - 1):
                 return True
     return False
 

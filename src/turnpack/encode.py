@@ -22,11 +22,12 @@ import numpy.typing as npt
 
 from . import kernels, tokenizers
 from ._checks import is_int
-from ._ingest import longest
+from ._ingest import fill_plain, longest
 from .formats import conversation as read_row
-from .nouns import Conversation, Message, Reject, Rendered, Role, RowError, Segment, Tokens
+from .nouns import ROLES, Conversation, Message, Reject, Rendered, Role, RowError, Segment, Tokens
+from .plain_rows import PlainRows
 from .rendering import asks
-from .shapes import Fill, Program, Shape, compile_program, shape_of
+from .shapes import Fill, Program, Shape, Straight, compile_program, shape_of
 from .templates import TRAIN_ON, Template, TemplateProtocol, find_template
 
 TRUNCATE = ("right", "turns", "split", "reject")
@@ -121,12 +122,14 @@ class Encoder:
         # What `concat` puts around the turns, by number; what shapes are made of refers to it.
         self._roles: dict[Role, int] = {}
         self._known: dict[Shape, _Known | None] = {}
+        self._straight: dict[bytes, tuple[Straight, _Layout]] = {}  # by the roles of plain rows
         self._constants: dict[tuple[str, bool], tuple[int, ...]] = {}
         # A template learns from what it renders, so no two threads use it at once.
         self._rendering = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {**self.__dict__, "_known": {}}  # they hold functions made here
+        # They hold functions made here.
+        kept = {**self.__dict__, "_known": {}, "_straight": {}}
         del kept["_rendering"]
         return kept
 
@@ -162,6 +165,7 @@ class Encoder:
         `first`: the number of the batch's first conversation.
         """
         begun = Begun()
+        conversations: list[Conversation] = []
         with self._rendering:
             for number, item in enumerate(batch, first):
                 try:
@@ -171,11 +175,45 @@ class Encoder:
                     begun.refused[number] = item, error
                     continue
                 begun.numbers.append(number)
-                begun.conversations.append(conversation)
+                conversations.append(conversation)
                 if warned:
                     begun.noted.append((number, warned))
+        begun.conversations = conversations
         begun.roles = tuple(self._roles)
         return begun
+
+    def begin_plain(self, rows: PlainRows, conversations: Sequence[Conversation]) -> Begun:
+        """As `begin`, of rows whose columns are there, where `fills` says that it may be called.
+
+        `conversations`: the same rows; few are looked at, those that are not written straight.
+        """
+        begun, row = Begun(), 0
+        texts, layouts = begun.turns.texts, begun.turns.layouts
+        taken: list[int] = []
+        with self._rendering:
+            while True:
+                first, row = row, fill_plain(self._straight, rows, row, MAX_TEXT, texts, layouts)
+                taken += range(first, row)
+                if row == len(conversations):
+                    break
+                try:
+                    warned = self._add(conversations[row], begun.turns)
+                    taken.append(row)
+                    if warned:
+                        begun.noted.append((row, warned))
+                    self._learn(rows.roles[rows.offsets[row] : rows.offsets[row + 1]])
+                except RowError as error:
+                    begun.refused[row] = conversations[row], error
+                row += 1
+        begun.numbers, begun.conversations = taken, _Chosen(conversations, taken)
+        begun.roles = tuple(self._roles)
+        return begun
+
+    def _learn(self, roles: npt.NDArray[np.uint8]) -> None:
+        """Write plain rows of such roles straight from now on, if that can be."""
+        known = self._known.get(tuple(ROLES[number] for number in roles))
+        if known is not None and known.straight is not None and not known.warnings:
+            self._straight[roles.tobytes()] = known.straight, known.layout
 
     def finish(self, begun: Begun, rejects: list[Reject] | None = None) -> Tokens:
         """Tokenize, mask and truncate what `begin` made, in the order in which it made it.
@@ -211,6 +249,12 @@ class Encoder:
             row = rows[turns.texts.index(found.text)]
             place = str(conversations[row].source or f"conversation {numbers[row]}")
         self.fallback = f"{place}: {found.reason}; encoded again, and all that follows"
+
+    @property
+    def fills(self) -> bool:
+        """Whether `begin_plain` is any use: a named template, and nothing is put before rows."""
+        plain = isinstance(self.template, Template) and self.boundary == "cut"
+        return plain and self.system is None
 
     def conversation(self, item: Any) -> Conversation:
         """What `item` is as a Conversation, with the system message where it has none."""
@@ -286,7 +330,7 @@ class Encoder:
             [part if part.text else part._replace(text="?") for part in program.segments]
         )
         layout = _layout(program, parts, self._ids_of, self._role)
-        return layout and _Known(program.fill, program.warnings, layout)
+        return layout and _Known(program.fill, program.warnings, layout, program.straight)
 
     def _ids_of(self, part: _Part) -> tuple[int, ...]:
         """The ids of a part that is in many conversations."""
@@ -559,9 +603,22 @@ class Begun:
         self.turns = _Turns()
         self.roles: tuple[Role, ...] = ()
         self.numbers: list[int] = []
-        self.conversations: list[Conversation] = []
+        self.conversations: Sequence[Conversation] = []
         self.noted: list[tuple[int, tuple[str, ...]]] = []
         self.refused: dict[int, tuple[Any, RowError]] = {}
+
+
+class _Chosen(Sequence[Any]):
+    """Some items of a sequence, by their places; each is fetched when it is asked for."""
+
+    def __init__(self, items: Sequence[Any], places: Sequence[int]) -> None:
+        self._items, self._places = items, places
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._items[self._places[place]]
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 class _Turns:
@@ -613,6 +670,7 @@ class _Known(NamedTuple):
     fill: Fill
     warnings: tuple[str, ...]
     layout: _Layout
+    straight: Straight | None
 
 
 def _layout(

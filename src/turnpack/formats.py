@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from reprlib import repr as short
 from typing import Any
 
-from ._ingest import plain_messages
+from ._ingest import plain_messages, plain_row
 from ._json import decode
 from .nouns import Conversation, RowError, Source, is_list, kind
 
 _Object = Mapping[str, Any]
 _Messages = list[dict[str, Any]]
 
-_ROLES = {
+ROLES_OF_MESSAGES = {
     "system": "system",
     "developer": "system",
     "user": "user",
@@ -45,9 +45,10 @@ def conversation(
 
     Raises RowError for a row that is none, ValueError for a format that does not exist.
     """
-    plain = _plain(row) if format is None or format == "messages" else None
-    if plain is not None:
-        return Conversation.of_plain(plain, source, row)
+    if format is None or format == "messages":
+        plain = plain_row(Conversation, row, source, ROLES_OF_MESSAGES)  # as most are
+        if plain is not None:
+            return plain
     check_format(format)
     if type(row) is not dict and not isinstance(row, Mapping):
         raise RowError("wrong type", f"the row is {kind(row)}, not an object")
@@ -86,17 +87,6 @@ def _detect(row: _Object, fields: _Object) -> str:
     raise RowError(
         "unknown format", f"the row's keys are {shown}" if keys else "the row has no keys"
     )
-
-
-def _plain(row: Any) -> _Messages | None:
-    """The messages of a row that is nothing but plain messages, as most are; None for any other."""
-    if type(row) is not dict:
-        return None
-    if len(row) > 1 and not (
-        row.get("system") is None and row.get("tools") is None and row.get("functions") is None
-    ):
-        return None
-    return plain_messages(row.get("messages"), "role", "content", _ROLES)
 
 
 def _from_messages(fields: _Object) -> _Messages:
@@ -198,14 +188,14 @@ def _objects(fields: _Object, key: str) -> Sequence[_Object]:
 
 
 def _messages(fields: _Object, key: str, first: int = 0) -> _Messages:
-    return plain_messages(fields[key], "role", "content", _ROLES) or [
+    return plain_messages(fields[key], "role", "content", ROLES_OF_MESSAGES) or [
         _message(item, number) for number, item in enumerate(_objects(fields, key), first)
     ]
 
 
 def _message(item: _Object, number: int) -> dict[str, Any]:
     """OpenAI's form: role and content, and what else turnpack knows of a message."""
-    role = _role(item, "role", _ROLES, number)
+    role = _role(item, "role", ROLES_OF_MESSAGES, number)
     content: Any = item.get("content")
     if len(item) == 2 and isinstance(content, str):
         return {"role": role, "content": content}

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, ClassVar, cast
 
 import numpy as np
 
-from ._ingest import text_size
+from ._ingest import taken
 from .binning import Binning
 from .duplicates import Duplicates
 from .encode import FallbackWarning
@@ -217,15 +217,7 @@ class Job:
             behind = islice(raw[part], sum(read), None)
             while True:
                 begun = thread_time()
-                rows, size, known = [], 0, 0
-                for row in islice(behind, CHUNK):
-                    rows.append(row)
-                    more = text_size(row.content, 8)
-                    size += more
-                    if type(row.content) is bytes:
-                        known += more
-                    if size > CHUNK_BYTES:
-                        break
+                rows, known = taken(behind, CHUNK, CHUNK_BYTES)
                 add(self.tally.seconds, {"read": thread_time() - begun})
                 if not rows:
                     break

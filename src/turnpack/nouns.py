@@ -100,16 +100,6 @@ class Conversation:
         if self.tools is not None and not is_list(self.tools):
             raise RowError("wrong type", f"tools is {kind(self.tools)}, not a list")
 
-    @classmethod
-    def of_plain(cls, messages: Sequence[Message], source: Source | None, row: Any) -> Conversation:
-        """Make one of messages that `_ingest.plain_messages` made, which checks them."""
-        made, put = object.__new__(cls), object.__setattr__
-        put(made, "messages", messages)
-        put(made, "tools", None)
-        put(made, "source", source)
-        put(made, "row", row)
-        return made
-
 
 class Segment(NamedTuple):
     """A stretch of rendered text.

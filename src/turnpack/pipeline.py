@@ -20,19 +20,20 @@ from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import thread_time
+from time import perf_counter, thread_time
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 
 from . import records
-from ._ingest import numbers_of_files
+from ._ingest import places
 from .encode import Begun, Encoder
 from .fast_tokenizer import Accelerated
 from .fates import Described, describe
 from .garbage import collect_seldom
 from .nouns import Conversation, Reject, Source, Tokens
+from .plain_rows import PlainRows, plain_rows
 from .records import RawRow
 from .rows import Rows
 from .system import interrupts_held
@@ -65,6 +66,28 @@ class Part:
     format: str | None
     files: dict[str, int]
     described: str = "no"
+
+    def plain(self, rows: Sequence[RawRow]) -> PlainRows | None:
+        """The columns of rows, where all are plain messages and no more need be known of them."""
+        if self.described != "no" or self.format not in (None, "messages"):
+            return None
+        lines = [row.content for row in rows]
+        if not self.encoder.fills or not all(type(line) is bytes for line in lines):
+            return None
+        return plain_rows(lines)
+
+
+class _Parsing(Sequence[Conversation]):
+    """Rows that hold conversations, parsed when one is asked for."""
+
+    def __init__(self, rows: Sequence[RawRow], format: str | None) -> None:
+        self._rows, self._format = rows, format
+
+    def __getitem__(self, place: Any) -> Any:
+        return records.parse(self._rows[place], self._format)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
 @dataclass(slots=True)
@@ -137,8 +160,15 @@ class Work:
 
     def begin(self, chunk: Chunk) -> _Parsed:
         """Parse and render: Python objects, by one thread at a time."""
-        begun = thread_time()
         part = self.parts[chunk.part]
+        reading = perf_counter()  # Arrow has a thread of its own
+        plain = part.plain(chunk.rows)
+        read, begun = perf_counter() - reading, thread_time()
+        if plain is not None:
+            rendered = part.encoder.begin_plain(plain, _Parsing(chunk.rows, part.format))
+            sources = [row.source for row in chunk.rows]
+            seconds = {"read": read, "render": thread_time() - begun}
+            return _Parsed(chunk, rendered, None, sources, [], seconds)
         conversations: list[Conversation] = []
         rejects: list[Reject] = []
         for row in chunk.rows:
@@ -160,7 +190,7 @@ class Work:
             described,
             cast("list[Source]", [conversation.source for conversation in conversations]),
             rejects,
-            {"read": parsed_at - begun, "render": thread_time() - parsed_at},
+            {"read": read + parsed_at - begun, "render": thread_time() - parsed_at},
         )
 
     def tokenize(self, parsed: _Parsed) -> _Tokenized:
@@ -199,12 +229,17 @@ class Work:
         part, raw = self.parts[parsed.chunk.part], parsed.chunk.rows
         rejects, described = parsed.rejects, parsed.described
         if rejects:
-            places = {row.source: number for number, row in enumerate(raw)}
-            rejects.sort(key=lambda reject: places[cast(Source, reject.source)])
-        files = numbers_of_files(parsed.sources, part.files)
-        rows = Rows.of(tokens, _names(parsed.sources), files)
+            order = {row.source: number for number, row in enumerate(raw)}
+            rejects.sort(key=lambda reject: order[cast(Source, reject.source)])
+        files, spelled, offsets = places(parsed.sources, part.files)
+        names = pa.LargeStringArray.from_buffers(
+            len(files), pa.py_buffer(offsets), pa.py_buffer(spelled)
+        )
+        rows = Rows.of(tokens, names, files)
         described = described and described.take(tokens.source[rows.first])
-        read = np.bincount(numbers_of_files([row.source for row in raw], part.files))
+        if len(files) < len(raw):
+            files, *_ = places([row.source for row in raw], part.files)
+        read = np.bincount(files)
         parsed.seconds["render"] += thread_time() - begun
         return Encoded(
             parsed.chunk.part,
@@ -226,16 +261,6 @@ class Work:
         if exact and isinstance(self.backend, Accelerated):
             self.backend.give_up()
         return self.finish(self.tokenize(self.begin(chunk)))
-
-
-def _names(sources: Sequence[Source]) -> pa.Array:
-    """How the places of rows are spelled; a file's name need not be Unicode."""
-    names = [*map(str, sources)]
-    try:
-        return pa.array(names, pa.large_string())
-    except UnicodeEncodeError:
-        spelled = [name.encode("utf-8", "backslashreplace").decode() for name in names]
-        return pa.array(spelled, pa.large_string())
 
 
 def encoded(work: Work, chunks: Iterator[Chunk], workers: int) -> Generator[Encoded, None, None]:

@@ -25,7 +25,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ._ingest import is_nested
+from ._ingest import is_nested, line_row
 from ._json import MAX_DEPTH, check_depth, decode, excerpt
 from .formats import FORMATS, check_format, conversation
 from .nouns import Conversation, Reject, RowError, Source
@@ -47,6 +47,7 @@ MAX_LINE = 256 << 20  # bytes of one JSONL line, or of one row of a .json file
 WHOLE = 16 << 20  # bytes of a .json file that is parsed as a whole; a larger one row by row
 UNREADABLE = "unreadable file"  # the reason of a reject that ends a file
 _CHUNK = 1 << 20
+_BUFFER = 1 << 16  # bytes of a file that are read at once
 _BATCH = 256  # Parquet rows that are Python objects at the same time
 _BATCH_BYTES = 16 << 20  # and bytes, about
 _BOM = b"\xef\xbb\xbf"
@@ -207,7 +208,7 @@ def _open(path: str) -> io.BufferedIOBase:
     if suffix == ".zst":
         # A small buffer: what Arrow had decoded of a failing read is lost.
         return io.BufferedReader(pa.input_stream(path, "zstd"), 4096)
-    return open(path, "rb")
+    return io.BufferedReader(io.FileIO(path), _BUFFER)
 
 
 def _unreadable(source: Source, error: BaseException) -> RawRow:
@@ -252,7 +253,7 @@ def _line_rows(path: str, stream: io.BufferedIOBase, first: int = 1) -> Iterator
             detail = f"the line has more than {limit:,} bytes"
             yield RawRow(source, Reject(source, "too large", detail, excerpt(line)))
         elif line and not line.isspace():
-            yield RawRow(Source(path, number), line)
+            yield line_row(RawRow, Source, path, number, line)
 
 
 def _json_rows(path: str) -> Iterator[RawRow]:

@@ -50,16 +50,28 @@ def _spelled(message: Message) -> str | None:
     return role + _INPUT if len(message) == 3 and message.get("input") else None
 
 
+class Straight(NamedTuple):
+    """What a Fill does, where it takes every text as it is: for `_ingest.fill_plain`.
+
+    `texts`: in turn what the template writes (UTF-8) and the number of a message, for each. `asked`
+    of each message: whether it must have text, what must not be in it, and what not in front.
+    """
+
+    texts: tuple[tuple[bytes | int, ...], ...]
+    asked: tuple[tuple[bool, tuple[bytes, ...], bytes], ...]
+
+
 class Program(NamedTuple):
     """How a template writes conversations of one shape.
 
     `segments`: those that hold something of a message have no text here; `fill` gives their texts.
-    `warnings`: as Rendered has them.
+    `warnings`: as Rendered has them. `straight`: `fill` in another form, if it has one.
     """
 
     segments: list[Segment]
     fill: Fill
     warnings: tuple[str, ...]
+    straight: Straight | None
 
     def render(self, messages: Sequence[Message]) -> list[Segment] | None:
         """The segments of a conversation of this shape."""
@@ -85,7 +97,8 @@ def compile_program(template: Template, shape: Shape, train_on: str) -> Program 
         return None
     texts = [pieces for pieces, _ in segments if len(pieces) > 1]
     parts = [part._replace(text="") if len(pieces) > 1 else part for pieces, part in segments]
-    return Program(parts, _fill(template, shape, slots, texts), warnings)
+    straight = _straight(template, shape, slots, texts)
+    return Program(parts, _fill(template, shape, slots, texts), warnings, straight)
 
 
 def _written(
@@ -97,7 +110,7 @@ def _written(
     for number, role in enumerate(shape):
         message = {"role": role.removesuffix(_INPUT)}
         for key in ("content", "input")[: 1 + role.endswith(_INPUT)]:
-            message[key] = _slot(slots, edge, f"messages[{number}][{key!r}]")
+            message[key] = _slot(slots, edge, f"messages[{number}][{key!r}]", number)
         messages.append(message)
     rendered = Rendering(template, messages, False, train_on).render(None)
     between = re.compile("{0}{1}([0-9]+){1}{0}".format(re.escape(edge), _MARK))
@@ -116,10 +129,11 @@ class _Slot(str):
     edge: str
     place: int  # in `slots`
     code: str  # how the text is computed
+    message: int | None  # whose text it is, as it stands there
 
     def _change(self, method: str, chars: str | None) -> _Slot:
         code = f"{self.code}.{method}({'' if chars is None else repr(chars)})"
-        return _slot(self.slots, self.edge, code)
+        return _slot(self.slots, self.edge, code, None)
 
     def strip(self, chars: str | None = None, /) -> _Slot:
         return self._change("strip", chars)
@@ -131,9 +145,10 @@ class _Slot(str):
         return self._change("rstrip", chars)
 
 
-def _slot(slots: list[_Slot], edge: str, code: str) -> _Slot:
+def _slot(slots: list[_Slot], edge: str, code: str, message: int | None) -> _Slot:
     slot = _Slot(f"{edge}{_MARK}{len(slots)}{_MARK}{edge}")
     slot.slots, slot.edge, slot.place, slot.code = slots, edge, len(slots), code
+    slot.message = message
     slots.append(slot)
     return slot
 
@@ -153,15 +168,53 @@ def _edge(patterns: Mapping[str, Pattern]) -> str | None:
     return None
 
 
+def _used(texts: Sequence[Sequence[str]]) -> list[int]:
+    """The slots in texts."""
+    return sorted({int(piece) for pieces in texts for piece in pieces[1::2]})
+
+
+def _looked_for(template: Template) -> tuple[tuple[str, ...], bool]:
+    """The tokens that no answer may hold, and whether no question may begin with a result."""
+    reasons = template.answer_with_reasoning is not None
+    return (*template.recognised, *([END_OF_THINK] if reasons else [])), reasons
+
+
+def _straight(
+    template: Template, shape: Shape, slots: Sequence[_Slot], texts: Sequence[Sequence[str]]
+) -> Straight | None:
+    """The same as `_fill`, None where a text is not taken as it is or not the message's own."""
+    used = {slots[place].message for place in _used(texts)}
+    if None in used or any(role.endswith(_INPUT) for role in shape):
+        return None
+    tokens, reasons = _looked_for(template)
+    if not all(tokens):
+        return None
+    answers, questions = tuple(token.encode() for token in tokens), RESULT.encode() * reasons
+    return Straight(
+        tuple(
+            tuple(
+                cast(int, slots[int(piece)].message) if n % 2 else piece.encode()
+                for n, piece in enumerate(pieces)
+            )
+            for pieces in texts
+        ),
+        tuple(
+            (
+                number in used,
+                answers if role == "assistant" else (),
+                questions if role == "user" else b"",
+            )
+            for number, role in enumerate(shape)
+        ),
+    )
+
+
 def _fill(
     template: Template, shape: Shape, slots: Sequence[_Slot], texts: Sequence[Sequence[str]]
 ) -> Fill:
-    used = sorted({int(piece) for pieces in texts for piece in pieces[1::2]})
+    used = _used(texts)
     looked_at = [f"not t{place}" for place in used]
-    tokens = template.recognised
-    reasons = template.answer_with_reasoning is not None
-    if reasons:
-        tokens = (*tokens, END_OF_THINK)
+    tokens, reasons = _looked_for(template)
     for number, role in enumerate(shape):
         content = f"messages[{number}]['content']"
         if role.startswith("assistant") and tokens:
