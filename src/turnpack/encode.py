@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from time import perf_counter, thread_time
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +25,12 @@ from ._checks import is_int
 from ._ingest import fill_plain, longest
 from .formats import conversation as read_row
 from .nouns import ROLES, Conversation, Message, Reject, Rendered, Role, RowError, Segment, Tokens
-from .plain_rows import PlainRows
 from .rendering import asks
 from .shapes import Fill, Program, Shape, Straight, compile_program, shape_of
 from .templates import TRAIN_ON, Template, TemplateProtocol, find_template
+
+if TYPE_CHECKING:
+    from .plain_rows import PlainRows  # which needs Arrow, and an Encoder does not
 
 TRUNCATE = ("right", "turns", "split", "reject")
 BOUNDARY = ("cut", "whole")
