@@ -56,9 +56,10 @@ def test_rows_are_taken_up_to_a_number_and_a_size(contents, most, most_bytes):
 
 
 def test_the_row_of_a_line_is_what_its_classes_make():
-    made = _ingest.line_row(RawRow, Source, "a", 3, b"{}")
-    assert made == RawRow(Source("a", 3), b"{}")
-    assert (type(made), type(made.source), made.source.index) == (RawRow, Source, None)
+    for path in ("a", np.str_("a")):
+        made = _ingest.line_row(RawRow, Source, path, 3, b"{}")
+        assert made == RawRow(Source("a", 3), b"{}")
+        assert (type(made), type(made.source), made.source.index) == (RawRow, Source, None)
 
 
 @given(st.lists(st.one_of(st.text(), st.text().map(np.str_)), max_size=5))

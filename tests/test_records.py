@@ -8,6 +8,7 @@ import pickle
 import random
 from pathlib import Path
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -90,6 +91,13 @@ def test_same_rows_in_every_file_type(file, name, packed):
     assert [each.source for each in made] == [
         Source(path, index=n) if by_index else Source(path, line=n + 1) for n in range(3)
     ]
+
+
+def test_a_path_may_be_of_a_class_of_its_own(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"messages":[{"role":"user","content":"Hi"}]}')
+    (made,) = records.read(np.str_(file))
+    assert made.source == (str(file), 1, None)
 
 
 def test_one_object_is_one_row(file):

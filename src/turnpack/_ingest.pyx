@@ -409,7 +409,7 @@ cdef object _joined(
     return PyUnicode_DecodeUTF8(PyByteArray_AS_STRING(room), written, NULL)
 
 
-def line_row(type raw_row, type source, str path, Py_ssize_t line, bytes content):
+def line_row(type raw_row, type source, object path, Py_ssize_t line, bytes content):
     """A `raw_row`, records.RawRow, of a line: such named tuples as their classes make them."""
     return tuple.__new__(raw_row, (tuple.__new__(source, (path, line, None)), content))
 

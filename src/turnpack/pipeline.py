@@ -161,7 +161,7 @@ class Work:
     def begin(self, chunk: Chunk) -> _Parsed:
         """Parse and render: Python objects, by one thread at a time."""
         part = self.parts[chunk.part]
-        reading = perf_counter()  # Arrow has a thread of its own
+        reading = perf_counter()  # Arrow may have threads of its own
         plain = part.plain(chunk.rows)
         read, begun = perf_counter() - reading, thread_time()
         if plain is not None:

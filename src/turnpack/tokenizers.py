@@ -34,6 +34,9 @@ Ids = npt.NDArray[np.int32]
 Offsets = npt.NDArray[np.int64]
 Extents = npt.NDArray[np.int64]
 
+# So few texts, of so many characters in all, are encoded before the threads of `tokenizers` would
+# be awake. More of them go in one call: each call waits for Python's lock behind it.
+FEW, SHORT = 4, 1 << 12
 # Pieces of the vocabulary that are tried before gigatoken is used.
 PIECES = 1000
 
@@ -404,6 +407,8 @@ def _warn_of_other_ids(name: str, written: Sequence[Any], given: Mapping[str, in
 def _run(tokenizer: Any, texts: Sequence[str], fast: bool) -> list[Any]:
     if not texts:
         return []
+    if len(texts) <= FEW and sum(map(len, texts)) < SHORT:
+        return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     encode = tokenizer.encode_batch_fast if fast else tokenizer.encode_batch
     return list(encode(list(texts), add_special_tokens=False))
 
