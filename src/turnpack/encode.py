@@ -760,8 +760,12 @@ def _spans(
 
 def _targets(tokens: Tokens) -> npt.NDArray[np.int64]:
     """How many targets each row has."""
-    ends = _offsets(tokens.loss_mask)
-    return np.asarray(np.diff(ends[tokens.offsets]), np.int64)
+    made = np.zeros(len(tokens), np.int64)
+    filled = np.flatnonzero(tokens.lengths)
+    if len(filled):
+        starts = tokens.offsets[filled]
+        made[filled] = np.add.reduceat(tokens.loss_mask, starts, dtype=np.int64)
+    return made
 
 
 def _rows(tokens: Tokens, start: int, stop: int) -> Tokens:
