@@ -186,7 +186,8 @@ def test_an_output_is_the_same_without_columns(template, more, tmp_path, monkeyp
         "turnpack.pipeline.plain_rows", lambda lines: made.append(plain_rows(lines)) or made[-1]
     )
     report, files = run("columns")
-    assert [rows is not None for rows in made] == [True, not more]
+    # qwen3 strips every text, which is known when the first chunk is written.
+    assert [rows is not None for rows in made] == [True, not more][: 1 + (template != "qwen3")]
     monkeypatch.setattr("turnpack.pipeline.plain_rows", lambda lines: None)
     other, expected = run("rows")
     assert files == expected

@@ -163,6 +163,19 @@ def test_rows_in_columns_are_written_straight_where_nothing_is_looked_into():
     assert asked.count(1) == asked.count(3) == 2
 
 
+def test_columns_are_of_no_use_where_every_text_is_stripped():
+    chat = [user("Hi"), assistant("Ho")]
+    straight, stripping = Encoder(QWEN, "chatml"), Encoder(tokenizers.load(mistral_v1()), "llama2")
+    assert straight.fills
+    assert stripping.fills  # nothing is known yet
+    straight([chat])
+    stripping([chat])
+    assert straight.fills
+    assert not stripping.fills
+    for options in ({"system": "Be brief."}, {"system": ""}, {"boundary": "whole"}):
+        assert not Encoder(QWEN, "chatml", **options).fills
+
+
 def test_a_text_of_too_many_characters_is_no_row_in_columns_either(monkeypatch):
     monkeypatch.setattr("turnpack.encode.MAX_TEXT", 20)
     batch = [[user("Hi"), assistant(answer)] for answer in ("Ho", "ä" * 15, "x" * 30, "Ho")]

@@ -214,8 +214,9 @@ class Encoder:
     def _learn(self, roles: npt.NDArray[np.uint8]) -> None:
         """Write plain rows of such roles straight from now on, if that can be."""
         known = self._known.get(tuple(ROLES[number] for number in roles))
-        if known is not None and known.straight is not None and not known.warnings:
-            self._straight[roles.tobytes()] = known.straight, known.layout
+        straight = _straight(known)
+        if known is not None and straight is not None:
+            self._straight[roles.tobytes()] = straight, known.layout
 
     def finish(self, begun: Begun, rejects: list[Reject] | None = None) -> Tokens:
         """Tokenize, mask and truncate what `begin` made, in the order in which it made it.
@@ -254,9 +255,15 @@ class Encoder:
 
     @property
     def fills(self) -> bool:
-        """Whether `begin_plain` is any use: a named template, and nothing is put before rows."""
-        plain = isinstance(self.template, Template) and self.boundary == "cut"
-        return plain and self.system is None
+        """Whether `begin_plain` is any use: a named template, and nothing is put before rows.
+
+        Where shapes are known, one of them must be written straight.
+        """
+        if not isinstance(self.template, Template) or self.boundary != "cut":
+            return False
+        if self.system is not None:
+            return False
+        return not self._known or any(map(_straight, self._known.values()))
 
     def conversation(self, item: Any) -> Conversation:
         """What `item` is as a Conversation, with the system message where it has none."""
@@ -673,6 +680,11 @@ class _Known(NamedTuple):
     warnings: tuple[str, ...]
     layout: _Layout
     straight: Straight | None
+
+
+def _straight(known: _Known | None) -> Straight | None:
+    """How plain rows of a shape are written without a look at each, if they can be."""
+    return None if known is None or known.warnings else known.straight
 
 
 def _layout(
