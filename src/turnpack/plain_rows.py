@@ -24,8 +24,6 @@ _STRING = pa.string()
 _SCHEMA = pa.schema([("messages", pa.list_(pa.struct([("role", _STRING), ("content", _STRING)])))])
 # No other key may be in a row or a message, and Arrow refuses one that is there twice.
 _PARSE = json.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="error")
-
-
 MOST = 1 << 24  # bytes of all lines
 
 
