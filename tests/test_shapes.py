@@ -73,6 +73,7 @@ def test_a_program_writes_what_its_template_writes(name, train_on, first, data):
     assert shape_of(Conversation(other)) == shape
     for messages in (first, other):
         made = program.render(messages)
+        assert made == program._replace(straight=None).render(messages)
         rendered = template.render(messages, train_on=train_on)
         if made is not None:
             assert made == list(rendered.segments)

@@ -60,6 +60,19 @@ class Straight(NamedTuple):
     texts: tuple[tuple[bytes | int, ...], ...]
     asked: tuple[tuple[bool, tuple[bytes, ...], bytes], ...]
 
+    def fill(self, messages: Sequence[Message]) -> list[str] | None:
+        """The same in Python, slowly: what the Fill makes of messages."""
+        contents: list[str] = [message["content"] for message in messages]
+        for content, (needed, tokens, start) in zip(contents, self.asked, strict=True):
+            if (needed and not content) or any(token.decode() in content for token in tokens):
+                return None
+            if start and content.startswith(start.decode()):
+                return None
+        return [
+            "".join(contents[piece] if isinstance(piece, int) else piece.decode() for piece in text)
+            for text in self.texts
+        ]
+
 
 class Program(NamedTuple):
     """How a template writes conversations of one shape.
@@ -75,7 +88,7 @@ class Program(NamedTuple):
 
     def render(self, messages: Sequence[Message]) -> list[Segment] | None:
         """The segments of a conversation of this shape."""
-        texts = self.fill(messages)
+        texts = self.fill(messages) if self.straight is None else self.straight.fill(messages)
         if texts is None:
             return None
         left = iter(texts)
@@ -92,9 +105,10 @@ def compile_program(template: Template, shape: Shape, train_on: str) -> Program 
     if edge is None:
         return None
     segments, slots, warnings = _written(template, shape, train_on, edge)
-    bare = _written(template, shape, train_on, "")[0]
-    if [(pieces, part[1:]) for pieces, part in segments] != [(p, part[1:]) for p, part in bare]:
-        return None
+    if edge:
+        bare = _written(template, shape, train_on, "")[0]
+        if [(pieces, part[1:]) for pieces, part in segments] != [(p, part[1:]) for p, part in bare]:
+            return None
     texts = [pieces for pieces, _ in segments if len(pieces) > 1]
     parts = [part._replace(text="") if len(pieces) > 1 else part for pieces, part in segments]
     straight = _straight(template, shape, slots, texts)
@@ -154,13 +168,15 @@ def _slot(slots: list[_Slot], edge: str, code: str, message: int | None) -> _Slo
 
 
 def _edge(patterns: Mapping[str, Pattern]) -> str | None:
-    """A character that every field's method strips."""
+    """A character that every field's method strips, none where no field has one."""
     stripped = {
         part.chars
         for pattern in patterns.values()
         for part in pattern
         if isinstance(part, Field) and part.method
     }
+    if not stripped:
+        return ""
     candidates = "".join(chars or "" for chars in stripped) + " "
     for edge in candidates:
         if all(edge.isspace() if chars is None else edge in chars for chars in stripped):
@@ -232,7 +248,14 @@ def _fill(
         f"return [{', '.join(joined)}]",
     ]
     body = "\n    ".join(lines)
-    names: dict[str, Any] = {"recognises": splitter(tokens).search}
-    exec(compile(f"def fill(messages):\n    {body}\n", "<shape>", "exec"), names)
-    fill: Fill = names["fill"]
+    compiled: Fill | None = None
+
+    def fill(messages: Sequence[Message]) -> list[str] | None:
+        nonlocal compiled
+        if compiled is None:  # rows in columns need none
+            names: dict[str, Any] = {"recognises": splitter(tokens).search}
+            exec(compile(f"def fill(messages):\n    {body}\n", "<shape>", "exec"), names)
+            compiled = names["fill"]
+        return compiled(messages)
+
     return fill
