@@ -166,6 +166,21 @@ def test_a_block_moves_few_rows_however_many_come_at_once(monkeypatch):
     assert max(moved) < 40
 
 
+@given(st.lists(st.integers(1, 5), max_size=8), st.booleans(), st.randoms())
+def test_rows_are_taken_in_any_order(lengths, weighted, random):
+    rows = rows_of(lengths, weighted)
+    for array in (rows.tokens.loss_mask, rows.tokens.loss_weights):
+        if array is not None:
+            array[rows.tokens.offsets[:-1]] = 0  # as an Encoder has it
+    chosen = random.sample(range(len(rows)), random.randint(0, len(rows)))
+    made = rows.take(np.array(chosen, np.int64))
+    assert len(made) == len(chosen)
+    for at, row in enumerate(chosen):
+        one, other = made.slice(at, at + 1), rows.slice(row, row + 1)
+        assert one.tokens == other.tokens
+        assert one.to_batch() == other.to_batch()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

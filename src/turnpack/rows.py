@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from .nouns import Tokens
+from . import kernels
+from .nouns import Plan, Tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """`tokens`, and of every row: `names`, `files`, `first`.
+    """`tokens`, and of every row: `names`, `files`, `first`. No row is empty.
 
     `names`: how the place of its conversation is spelled, large_string. `files` int32: which of the
     job's inputs it is from. `first` bool: whether it is its conversation's first row, as truncate
@@ -74,25 +75,19 @@ class Rows:
         )
 
     def take(self, rows: npt.NDArray[np.int64]) -> Rows:
-        """These rows, in this order, as a copy."""
-        tokens = self.tokens
-        starts, ends = tokens.offsets[:-1][rows].tolist(), tokens.offsets[1:][rows].tolist()
-        slices = [slice(start, end) for start, end in zip(starts, ends, strict=True)]
-        weights = tokens.loss_weights
-        lengths = tokens.lengths[rows]
-        return Rows(
-            Tokens(
-                np.concatenate([np.empty(0, np.int32), *map(tokens.input_ids.__getitem__, slices)]),
-                np.concatenate([np.empty(0, np.uint8), *map(tokens.loss_mask.__getitem__, slices)]),
-                np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-                loss_weights=None
-                if weights is None
-                else np.concatenate([np.empty(0, np.float32), *map(weights.__getitem__, slices)]),
-            ),
-            self.names.take(pa.array(rows)),
-            self.files[rows],
-            self.first[rows],
+        """These rows, each no more than once, in this order, as a copy: as one bin of them."""
+        if not len(rows):
+            return self.slice(0, 0)
+        total = int(self.tokens.lengths[rows].sum())
+        bin = Plan(rows, np.array([0, len(rows)]), np.array([total]), total)
+        packed = kernels.pack(self.tokens, bin, layout="flat")
+        tokens = Tokens(
+            packed.input_ids,
+            (packed.labels != -100).view(np.uint8),
+            packed.cu_seqlens,
+            loss_weights=packed.loss_weights,
         )
+        return Rows(tokens, self.names.take(pa.array(rows)), self.files[rows], self.first[rows])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the rows to a new file, which is on the disk when this returns."""
