@@ -74,7 +74,7 @@ class Progress:
 
 def block_tokens(shard_tokens: int) -> int:
     """Tokens of a block, in which a stream's bins are shuffled, and which is written at once."""
-    return max(1, shard_tokens // 64)
+    return max(1, shard_tokens // 128)
 
 
 @dataclass(slots=True)
@@ -124,7 +124,7 @@ class Assignment:
 
     `inputs`: the files of all parts in order. `choices`: what is to be chosen of each part.
     `splits`: what makes the bins of each split. `meanwhile`: called once, when all rows are
-    encoded, while the last bins are being written if that is possible.
+    read, while the last of them are being encoded and written if that is possible.
     """
 
     folder: Path
@@ -200,7 +200,6 @@ class Job:
                 self._take(chunk)
             self._pass_on(self._until(len(self._choices)))
             self._flush()
-            self._meanwhile()
             for shards in self._shards.values():
                 shards.close()
                 add(self.tally.seconds, shards.seconds)
@@ -222,6 +221,7 @@ class Job:
                 if not rows:
                     break
                 yield Chunk(part, rows, known)
+        self._meanwhile()
 
     def _take(self, chunk: Encoded) -> None:
         """Count a chunk, and let those of its rows that are kept go on to their bins."""

@@ -39,8 +39,9 @@ from .rows import Rows
 from .system import interrupts_held
 from .tokenizers import Backend
 
-# Chunks that may wait for the thread that tokenizes: some take it ten times as long as others.
-AHEAD = 4
+# Chunks, and bytes of input, that may wait for the thread that tokenizes: some chunks take it ten
+# times as long as others.
+AHEAD, AHEAD_BYTES = 16, 1 << 25
 
 
 class Chunk(NamedTuple):
@@ -274,11 +275,15 @@ def encoded(work: Work, chunks: Iterator[Chunk], workers: int) -> Generator[Enco
 
 def _in_threads(work: Work, chunks: Iterator[Chunk]) -> Generator[Encoded, None, None]:
     waiting: deque[Future[_Tokenized]] = deque()
+    size = 0
     with _pool_of_one("turnpack-tokenize") as pool:
         for chunk in chunks:
             waiting.append(pool.submit(work.tokenize, work.begin(chunk)))
-            if len(waiting) > AHEAD:
-                yield work.finish(waiting.popleft().result())
+            size += chunk.bytes
+            while len(waiting) > AHEAD or size > AHEAD_BYTES:
+                tokenized = waiting.popleft().result()
+                size -= tokenized.parsed.chunk.bytes
+                yield work.finish(tokenized)
         while waiting:
             yield work.finish(waiting.popleft().result())
 

@@ -58,8 +58,8 @@ class Backend(Protocol):
     `special_tokens` (what that template may call them, `unk_token` say; none), `stop_tokens`
     (where generation stops besides EOS; none), `own_ids(texts)` (the ids that the tokenizer itself
     gives for texts, added tokens read; what it encodes is compared instead), `vocabulary` (one more
-    than the largest id that it can give; unknown), `fingerprint()`, `save(directory)`, `name`.
-    `boundary="whole"` asks for an ExtentBackend.
+    than the largest id that it can give; unknown), `fingerprint()`, `name`, `save(directory)` (in
+    another thread than encodes, perhaps meanwhile). `boundary="whole"` asks for an ExtentBackend.
 
     `fresh_after` says where a run of ordinary text is encoded as the tokenizer encodes the start
     of a text (a SentencePiece model puts a `▁` there): at the start of a row only ("none"), also
@@ -215,7 +215,7 @@ class HuggingFace(Accelerated):
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{name} is not a tokenizer.json: {error}") from None
         self.name, self.bos, self.eos, self._files = name, bos, eos, files
-        self._text = text
+        self._content = text.encode()
         self._own.no_truncation()
         self._own.no_padding()
         own = self._own.to_str()
@@ -354,8 +354,7 @@ class HuggingFace(Accelerated):
 
     def save(self, directory: Path) -> None:
         """Write the tokenizer so that `load(directory)` gives the same one."""
-        content = self._text.encode("utf-8")
-        save_files(directory, "tokenizer.json", content, self._files, self.bos, self.eos)
+        save_files(directory, "tokenizer.json", self._content, self._files, self.bos, self.eos)
 
 
 @contextmanager
