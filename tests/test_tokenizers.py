@@ -56,6 +56,42 @@ def test_a_batch_is_its_texts_one_by_one():
         assert (len(empty), none.tolist()) == (0, [0])
 
 
+@pytest.mark.parametrize("make", [mistral_v1, lambda: tiny("first")])
+def test_a_text_that_is_there_twice_is_encoded_once(make):
+    backend = tokenizers.load(make())
+    seen = []
+    for name in ("_fresh", "_continuing"):
+        setattr(backend, name, Seen(getattr(backend, name), seen))
+    texts = TEXTS * 2 + ["", "", *TEXTS]
+    continues = [False] * len(TEXTS) + [True] * len(TEXTS) + [False, True] + [False] * len(TEXTS)
+    ids, offsets = backend.encode_exactly(texts, continues)
+    assert sorted(seen) == sorted([*TEXTS, "", *TEXTS, ""])
+    for place, (text, goes_on) in enumerate(zip(texts, continues, strict=True)):
+        assert ids[offsets[place] : offsets[place + 1]].tolist() == ids_of(backend, text, goes_on)
+
+
+class Seen:
+    """A library's tokenizer that notes what it encodes."""
+
+    def __init__(self, own, seen):
+        self._own, self._seen = own, seen
+
+    def __getattr__(self, name):
+        return getattr(self._own, name)
+
+    def encode(self, text, **options):
+        self._seen.append(text)
+        return self._own.encode(text, **options)
+
+    def encode_batch_fast(self, texts, **options):
+        self._seen += texts
+        return self._own.encode_batch_fast(texts, **options)
+
+    def encode_as_ids(self, text):
+        self._seen.append(text)
+        return self._own.encode_as_ids(text)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @given(text=st.text(st.sampled_from("ab Hello\n#:"), min_size=1, max_size=12))
 def test_a_continuation_decodes_to_its_text(form, text):

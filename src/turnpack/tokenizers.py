@@ -404,12 +404,15 @@ def _warn_of_other_ids(name: str, written: Sequence[Any], given: Mapping[str, in
 
 
 def _run(tokenizer: Any, texts: Sequence[str], fast: bool) -> list[Any]:
-    if not texts:
-        return []
-    if len(texts) <= FEW and sum(map(len, texts)) < SHORT:
-        return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-    encode = tokenizer.encode_batch_fast if fast else tokenizer.encode_batch
-    return list(encode(list(texts), add_special_tokens=False))
+    """The encodings of texts; what stands there twice, as a system text may, is encoded once."""
+    distinct = list(dict.fromkeys(texts))
+    if len(distinct) <= FEW and sum(map(len, distinct)) < SHORT:
+        made = [tokenizer.encode(text, add_special_tokens=False) for text in distinct]
+    else:
+        encode = tokenizer.encode_batch_fast if fast else tokenizer.encode_batch
+        made = encode(distinct, add_special_tokens=False)
+    known = dict(zip(distinct, made, strict=True))
+    return [known[text] for text in texts]
 
 
 def _bos_id(backend: HuggingFace | SentencePiece) -> int:
@@ -596,12 +599,12 @@ class SentencePiece(Accelerated):
         self, texts: Sequence[str], continues: Sequence[bool]
     ) -> tuple[Ids, Offsets]:
         """See Accelerated."""
-        return kernels.flatten(
-            [
-                (self._continuing if goes_on else self._fresh).encode_as_ids(text)
-                for text, goes_on in zip(texts, continues, strict=True)
-            ]
-        )
+        pairs = list(zip(texts, continues, strict=True))
+        made = {
+            (text, goes_on): (self._continuing if goes_on else self._fresh).encode_as_ids(text)
+            for text, goes_on in dict.fromkeys(pairs)
+        }
+        return kernels.flatten([made[pair] for pair in pairs])
 
     def encode_batch_extents(
         self, texts: Sequence[str], continues: Sequence[bool]
