@@ -155,17 +155,23 @@ std::vector<int32_t> first_ids(const std::vector<Pattern>& patterns) {
     return firsts;
 }
 
-// The first place in [at, end) that holds one of the ids, or end.
-const int32_t* find_scalar(const int32_t* at, const int32_t* end, const std::vector<int32_t>& ids) {
-    return std::find_first_of(at, end, ids.begin(), ids.end());
+// The first place in [at, end) that holds one of the ids, or end. All before it are marked with
+// `mark`, and perhaps some behind it, but none behind `end`.
+const int32_t* mark_until_scalar(const int32_t* at, const int32_t* end,
+                                 const std::vector<int32_t>& ids, uint8_t mark, uint8_t* mask) {
+    const int32_t* const found = std::find_first_of(at, end, ids.begin(), ids.end());
+    std::fill_n(mask, found - at, mark);
+    return found;
 }
 
 #ifdef TP_X86_FORMS
-TP_AVX2 const int32_t* find_avx2(const int32_t* at, const int32_t* end,
-                                 const std::vector<int32_t>& ids) {
+TP_AVX2 const int32_t* mark_until_avx2(const int32_t* at, const int32_t* end,
+                                       const std::vector<int32_t>& ids, uint8_t mark,
+                                       uint8_t* mask) {
     const int32_t* const wanted = ids.data();
     const size_t size = ids.size();
-    for (; end - at >= 16; at += 16) {
+    const __m128i marks = _mm_set1_epi8(static_cast<char>(mark));
+    for (; end - at >= 16; at += 16, mask += 16) {
         const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
         const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 8));
         __m256i in_a = _mm256_setzero_si256(), in_b = _mm256_setzero_si256();
@@ -174,32 +180,40 @@ TP_AVX2 const int32_t* find_avx2(const int32_t* at, const int32_t* end,
             in_a = _mm256_or_si256(in_a, _mm256_cmpeq_epi32(a, id));
             in_b = _mm256_or_si256(in_b, _mm256_cmpeq_epi32(b, id));
         }
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(mask), marks);
         const int found = _mm256_movemask_ps(_mm256_castsi256_ps(in_a)) |
                           _mm256_movemask_ps(_mm256_castsi256_ps(in_b)) << 8;
         if (found) return at + __builtin_ctz(found);
     }
-    return find_scalar(at, end, ids);
+    return mark_until_scalar(at, end, ids, mark, mask);
 }
 
-TP_AVX512 const int32_t* find_avx512(const int32_t* at, const int32_t* end,
-                                     const std::vector<int32_t>& ids) {
+TP_AVX512 const int32_t* mark_until_avx512(const int32_t* at, const int32_t* end,
+                                           const std::vector<int32_t>& ids, uint8_t mark,
+                                           uint8_t* mask) {
     const int32_t* const wanted = ids.data();
     const size_t size = ids.size();
-    while (at < end) {
-        const int64_t left = end - at;
-        const __mmask16 valid = left >= 16 ? 0xffff : (1 << left) - 1;
-        const __m512i a = _mm512_maskz_loadu_epi32(valid, at);
+    const __m128i marks = _mm_set1_epi8(static_cast<char>(mark));
+    for (; end - at >= 16; at += 16, mask += 16) {
+        const __m512i a = _mm512_loadu_si512(at);
         __mmask16 found = 0;
         for (size_t i = 0; i < size; ++i) {
-            found |= _mm512_mask_cmpeq_epi32_mask(valid, a, _mm512_set1_epi32(wanted[i]));
+            found |= _mm512_cmpeq_epi32_mask(a, _mm512_set1_epi32(wanted[i]));
         }
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(mask), marks);
         if (found) return at + __builtin_ctz(found);
-        at += std::min<int64_t>(left, 16);
     }
-    return end;
+    const __mmask16 valid = (1 << (end - at)) - 1;
+    const __m512i a = _mm512_maskz_loadu_epi32(valid, at);
+    __mmask16 found = 0;
+    for (size_t i = 0; i < size; ++i) {
+        found |= _mm512_mask_cmpeq_epi32_mask(valid, a, _mm512_set1_epi32(wanted[i]));
+    }
+    _mm_mask_storeu_epi8(mask, valid, marks);
+    return found ? at + __builtin_ctz(found) : end;
 }
 #else
-constexpr auto find_avx2 = find_scalar, find_avx512 = find_scalar;
+constexpr auto mark_until_avx2 = mark_until_scalar, mark_until_avx512 = mark_until_scalar;
 #endif
 
 // Length of the longest pattern at `at`, 0 if none matches there.
@@ -224,20 +238,19 @@ struct Markers {
 void mark_rows(const int32_t* input_ids, const int64_t* offsets, int64_t first, int64_t last,
                const Markers& opening, const Markers& closing, bool include_end,
                uint8_t* loss_mask) {
-    const auto find = by_isa(find_scalar, find_avx2, find_avx512);
+    const auto mark_until = by_isa(mark_until_scalar, mark_until_avx2, mark_until_avx512);
     for (int64_t row = first; row < last; ++row) {
         const int32_t* const end = input_ids + offsets[row + 1];
         bool inside = false;
         for (const int32_t* at = input_ids + offsets[row]; at < end;) {
             const Markers& markers = inside ? closing : opening;
-            const int32_t* after = find(at, end, markers.firsts);
-            const int64_t size = after < end ? match(markers.patterns, after, end) : 0;
-            if (size == 0) {
-                after = std::min(after + 1, end);  // what only begins like a marker is none
-            } else if (!inside || include_end) {
-                after += size;
-            }
-            std::fill_n(loss_mask + (at - input_ids), after - at, static_cast<uint8_t>(inside));
+            const int32_t* after =
+                mark_until(at, end, markers.firsts, inside, loss_mask + (at - input_ids));
+            if (after == end) break;
+            const int64_t size = match(markers.patterns, after, end);
+            // What only begins like a marker is none.
+            const int64_t taken = size == 0 ? 1 : !inside || include_end ? size : 0;
+            for (int64_t i = 0; i < taken; ++i, ++after) loss_mask[after - input_ids] = inside;
             at = after;
             if (size) inside = !inside;
         }
