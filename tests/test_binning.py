@@ -181,6 +181,17 @@ def test_rows_are_taken_in_any_order(lengths, weighted, random):
         assert one.to_batch() == other.to_batch()
 
 
+def test_no_rows_hold_no_others_in_memory():
+    rows = rows_of([3000, 4000])
+    none = rows.take(np.empty(0, np.int64))
+    assert len(none) == 0
+    assert none.names.get_total_buffer_size() < 8 + len("row 0")
+    for array in (none.tokens.input_ids, none.tokens.loss_mask, none.files, none.first):
+        while array is not None:
+            assert getattr(array, "nbytes", 0) < 1000
+            array = getattr(array, "base", None)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

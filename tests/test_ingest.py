@@ -45,13 +45,14 @@ def test_is_nested(value, levels):
 def test_rows_are_taken_up_to_a_number_and_a_size(contents, most, most_bytes):
     rows = [RawRow(Source("a", number), content) for number, content in enumerate(contents)]
     left = iter(rows)
-    taken, known = _ingest.taken(left, most, most_bytes)
+    taken, text, known = _ingest.taken(left, most, most_bytes)
     assert [*taken, *left] == rows
     sizes = [size(content, 8) for content in contents]
     whole = len(taken) in (len(rows), most)
     assert len(taken) <= most
     assert sum(sizes[: len(taken) - 1]) <= most_bytes or not taken
     assert whole or sum(sizes[: len(taken)]) > most_bytes
+    assert text == sum(sizes[: len(taken)])
     assert known == sum(len(row.content) for row in taken if type(row.content) is bytes)
 
 

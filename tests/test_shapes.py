@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer
 
 import turnpack as tp
 from at_hand import mistral_v1, qwen, tiny
@@ -23,6 +25,7 @@ TEXTS = st.one_of(
         [
             *("", " ", "\n", "x", "  Hi there \n", "<think>so</think> yes", "a</think>b"),
             *("<tool_response>\n4\n</tool_response>", "\ufdd00\ufdd0", "None", "<|im_end|>"),
+            *("1 or 0", "\ufdd0\ufdd1\ufdd0"),
         ]
     ),
     st.text(st.sampled_from("ab :\n<>/|#你🙂'\"\\{}"), max_size=12),
@@ -47,7 +50,16 @@ def bound(name):
     return template if name != "chatml" else template.bind(QWEN)
 
 
+def with_digits():
+    """Qwen's tokenizer with digits that an answer yields as tokens, as some have them."""
+    own = Tokenizer.from_str(qwen().to_str())
+    own.add_tokens([AddedToken(digit, special=False) for digit in "01"])
+    with warnings.catch_warnings(action="ignore"):  # that no text can hold them otherwise
+        return tokenizers.load(own, eos="<|im_end|>")
+
+
 QWEN = tokenizers.load(qwen(), eos="<|im_end|>")
+DIGITS = with_digits()
 TEMPLATES = {name: bound(name) for name in tp.templates()}
 
 
@@ -103,6 +115,8 @@ ENCODERS = [
     for name in ("chatml", "qwen3", "alpaca")
     for options in ({}, {"train_on": "all"}, {"train_on": "last"}, {"max_length": 9})
 ] + [
+    (DIGITS, "chatml", {}),
+    (DIGITS, "alpaca", {}),
     (tokenizers.load(mistral_v1()), "llama2", {}),
     (tokenizers.load(mistral_v1()), "vicuna", {"truncate": "split", "max_length": 7}),
     (tokenizers.load(tiny("first", True), bos="<s>", eos="</s>"), "chatml", {}),
@@ -201,3 +215,19 @@ def test_no_more_shapes_are_remembered_than_fit(monkeypatch):
     rows = [[user("Hi"), assistant("Hello")] * length for length in (1, 2, 3, 4, 3, 1)]
     assert encoder(rows) == Encoder(QWEN, "chatml")(rows)
     assert len(encoder._known) == 2
+
+
+@pytest.mark.parametrize("name", ["chatml", "alpaca", "zephyr"])
+def test_an_answer_is_not_split_in_the_midst_of_its_place(name):
+    """The first conversation of the shape holds a token, so nothing of its program is compared."""
+    encoder = Encoder(DIGITS, name)
+    chats = [[user("Hi"), assistant(text)] for text in ("It is 1.", "Hello there")]
+    encoder(chats[:1])
+    assert encoder(chats[1:]) == Encoder(DIGITS, name)(chats[1:])
+
+
+def test_a_conversation_of_very_many_messages_is_known_too():
+    template = tp.Template(name="x", source="", summary="", user="U{user}", answer="A{answer}")
+    chat = [user("a"), assistant("b")] * 1500
+    encoder = Encoder(QWEN, template, train_on="all")
+    assert encoder([chat] * 2).offsets.tolist() == [0, 6000, 12000]

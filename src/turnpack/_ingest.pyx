@@ -419,7 +419,7 @@ cdef int LEVELS = 8
 
 
 def taken(object rows, Py_ssize_t most, Py_ssize_t most_bytes):
-    """The next raw rows of an iterator, and how many bytes those have that are bytes.
+    """The next raw rows of an iterator, how much text they have, and those of them that are bytes.
 
     No more than `most`, and none behind the first that makes them more than `most_bytes` of text.
     """
@@ -435,7 +435,7 @@ def taken(object rows, Py_ssize_t most, Py_ssize_t most_bytes):
         size += more
         if type(content) is bytes:
             known += more
-    return made, known
+    return made, size, known
 
 
 def longest(list texts):

@@ -216,11 +216,11 @@ class Job:
             behind = islice(raw[part], sum(read), None)
             while True:
                 begun = thread_time()
-                rows, known = taken(behind, CHUNK, CHUNK_BYTES)
+                rows, size, known = taken(behind, CHUNK, CHUNK_BYTES)
                 add(self.tally.seconds, {"read": thread_time() - begun})
                 if not rows:
                     break
-                yield Chunk(part, rows, known)
+                yield Chunk(part, rows, size, known)
         self._meanwhile()
 
     def _take(self, chunk: Encoded) -> None:

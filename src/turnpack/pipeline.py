@@ -39,19 +39,20 @@ from .rows import Rows
 from .system import interrupts_held
 from .tokenizers import Backend
 
-# Chunks, and bytes of input, that may wait for the thread that tokenizes: some chunks take it ten
-# times as long as others.
-AHEAD, AHEAD_BYTES = 16, 1 << 25
+# Chunks, and how much text in them, that may wait for the thread that tokenizes: some chunks take it
+# ten times as long as others.
+AHEAD, AHEAD_SIZE = 16, 1 << 25
 
 
 class Chunk(NamedTuple):
     """Rows of the input that are encoded in one call, all of the part of this number.
 
-    `bytes`: theirs, as far as they can be told.
+    `size`: how much text they have. `bytes`: theirs in the file, as far as they can be told.
     """
 
     part: int
     rows: Sequence[RawRow]
+    size: int
     bytes: int
 
 
@@ -276,13 +277,17 @@ def encoded(work: Work, chunks: Iterator[Chunk], workers: int) -> Generator[Enco
 def _in_threads(work: Work, chunks: Iterator[Chunk]) -> Generator[Encoded, None, None]:
     waiting: deque[Future[_Tokenized]] = deque()
     size = 0
+
+    def is_due() -> bool:
+        return waiting[0].done() or len(waiting) > AHEAD or size > AHEAD_SIZE
+
     with _pool_of_one("turnpack-tokenize") as pool:
         for chunk in chunks:
             waiting.append(pool.submit(work.tokenize, work.begin(chunk)))
-            size += chunk.bytes
-            while len(waiting) > AHEAD or size > AHEAD_BYTES:
+            size += chunk.size
+            while waiting and is_due():
                 tokenized = waiting.popleft().result()
-                size -= tokenized.parsed.chunk.bytes
+                size -= tokenized.parsed.chunk.size
                 yield work.finish(tokenized)
         while waiting:
             yield work.finish(waiting.popleft().result())

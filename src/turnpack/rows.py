@@ -76,10 +76,8 @@ class Rows:
 
     def take(self, rows: npt.NDArray[np.int64]) -> Rows:
         """These rows, each no more than once, in this order, as a copy: as one bin of them."""
-        if not len(rows):
-            return self.slice(0, 0)
         total = int(self.tokens.lengths[rows].sum())
-        bin = Plan(rows, np.array([0, len(rows)]), np.array([total]), total)
+        bin = Plan(rows, np.array([0, len(rows)]), np.array([total]), max(1, total))
         packed = kernels.pack(self.tokens, bin, layout="flat")
         tokens = Tokens(
             packed.input_ids,

@@ -99,7 +99,7 @@ def compile_program(template: Template, shape: Shape, train_on: str) -> Program 
     """The program for a shape that the template can write; None where there can be none.
 
     The template writes a conversation of slots. A slot takes down how it is stripped. Where text
-    that holds one is stripped, that is not known, but a slot's edge is lost.
+    that holds one is stripped, that is not known, but a slot's edge is lost. None may be torn.
     """
     edge = _edge(template.spelled_patterns)
     if edge is None:
@@ -109,6 +109,8 @@ def compile_program(template: Template, shape: Shape, train_on: str) -> Program 
         bare = _written(template, shape, train_on, "")[0]
         if [(pieces, part[1:]) for pieces, part in segments] != [(p, part[1:]) for p, part in bare]:
             return None
+    if any(_MARK in piece for pieces, _ in segments for piece in pieces[::2]):
+        return None
     texts = [pieces for pieces, _ in segments if len(pieces) > 1]
     parts = [part._replace(text="") if len(pieces) > 1 else part for pieces, part in segments]
     straight = _straight(template, shape, slots, texts)
@@ -127,13 +129,20 @@ def _written(
             message[key] = _slot(slots, edge, f"messages[{number}][{key!r}]", number)
         messages.append(message)
     rendered = Rendering(template, messages, False, train_on).render(None)
-    between = re.compile("{0}{1}([0-9]+){1}{0}".format(re.escape(edge), _MARK))
-    segments = [(between.split(part.text), part) for part in rendered.segments]
+    digits = "".join(map(chr, _READ))
+    between = re.compile("{0}{1}([{2}]+){1}{0}".format(re.escape(edge), _MARK, digits))
+    segments = [
+        ([piece.translate(_READ) for piece in between.split(part.text)], part)
+        for part in rendered.segments
+    ]
     return segments, slots, rendered.warnings
 
 
-# Stands around a slot's number; a noncharacter, in no template.
+# Stands around a slot's number, whose digits are spelled by the ten that follow: noncharacters, in
+# no template, and in no token at which an answer might be split.
 _MARK = "\ufdd0"
+_SPELLED = {ord(digit): 0xFDD1 + int(digit) for digit in "0123456789"}
+_READ = {spelled: digit for digit, spelled in _SPELLED.items()}
 
 
 class _Slot(str):
@@ -160,7 +169,7 @@ class _Slot(str):
 
 
 def _slot(slots: list[_Slot], edge: str, code: str, message: int | None) -> _Slot:
-    slot = _Slot(f"{edge}{_MARK}{len(slots)}{_MARK}{edge}")
+    slot = _Slot(f"{edge}{_MARK}{str(len(slots)).translate(_SPELLED)}{_MARK}{edge}")
     slot.slots, slot.edge, slot.place, slot.code = slots, edge, len(slots), code
     slot.message = message
     slots.append(slot)
@@ -239,13 +248,13 @@ def _fill(
         elif role.startswith("user") and reasons:
             looked_at.append(f"{content}.startswith({RESULT!r})")
     joined = [
-        " + ".join(f"t{piece}" if n % 2 else repr(piece) for n, piece in enumerate(pieces) if piece)
+        [f"t{piece}" if n % 2 else repr(piece) for n, piece in enumerate(pieces) if piece]
         for pieces in texts
     ]
     lines = [
         *(f"t{place} = {slots[place].code}" for place in used),
         *([f"if {' or '.join(looked_at)}: return None"] if looked_at else []),
-        f"return [{', '.join(joined)}]",
+        f"return [{', '.join(map(_sum, joined))}]",
     ]
     body = "\n    ".join(lines)
     compiled: Fill | None = None
@@ -259,3 +268,8 @@ def _fill(
         return compiled(messages)
 
     return fill
+
+
+def _sum(terms: Sequence[str]) -> str:
+    """Code that joins texts; one of very many would nest deeper than Python compiles."""
+    return " + ".join(terms) if len(terms) < 50 else f"''.join([{', '.join(terms)}])"
