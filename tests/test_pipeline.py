@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -65,3 +66,23 @@ def test_rendering_goes_ahead_of_a_slow_tokenizer():
 
     assert [chunk.size for chunk in encoded(work, chunks(), 1)] == [*range(pipeline.AHEAD)]
     assert work.most_chunks == pipeline.AHEAD
+
+
+def test_what_is_done_is_passed_on_after_a_while(monkeypatch):
+    monkeypatch.setattr(pipeline, "PATIENCE", 0)
+    read, tokenized = [], threading.Semaphore(0)
+
+    class Telling(Counting):
+        def tokenize(self, parsed):
+            tokenized.release()
+            return super().tokenize(parsed)
+
+    def chunks():
+        for number in range(pipeline.AHEAD):
+            read.append(number)
+            yield Chunk(0, [], number, 0)
+            assert tokenized.acquire(timeout=60)
+            time.sleep(0.01)  # until its future is done
+
+    next(encoded(Telling(), chunks(), 1))
+    assert len(read) < pipeline.AHEAD

@@ -39,9 +39,11 @@ from .rows import Rows
 from .system import interrupts_held
 from .tokenizers import Backend
 
-# Chunks, and how much text in them, that may wait for the thread that tokenizes: some chunks take it
-# ten times as long as others.
+# Chunks, and how much text in them, that may wait for the thread that tokenizes: some take it ten
+# times as long as others.
 AHEAD, AHEAD_SIZE = 16, 1 << 25
+# Seconds after which one that is done is passed on all the same, so that a run tells how far it is.
+PATIENCE = 0.2
 
 
 class Chunk(NamedTuple):
@@ -276,10 +278,12 @@ def encoded(work: Work, chunks: Iterator[Chunk], workers: int) -> Generator[Enco
 
 def _in_threads(work: Work, chunks: Iterator[Chunk]) -> Generator[Encoded, None, None]:
     waiting: deque[Future[_Tokenized]] = deque()
-    size = 0
+    size, passed = 0, perf_counter()
 
     def is_due() -> bool:
-        return waiting[0].done() or len(waiting) > AHEAD or size > AHEAD_SIZE
+        if len(waiting) > AHEAD or size > AHEAD_SIZE:
+            return True
+        return waiting[0].done() and perf_counter() - passed > PATIENCE
 
     with _pool_of_one("turnpack-tokenize") as pool:
         for chunk in chunks:
@@ -289,6 +293,7 @@ def _in_threads(work: Work, chunks: Iterator[Chunk]) -> Generator[Encoded, None,
                 tokenized = waiting.popleft().result()
                 size -= tokenized.parsed.chunk.size
                 yield work.finish(tokenized)
+                passed = perf_counter()
         while waiting:
             yield work.finish(waiting.popleft().result())
 
