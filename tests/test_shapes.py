@@ -231,3 +231,13 @@ def test_a_conversation_of_very_many_messages_is_known_too():
     chat = [user("a"), assistant("b")] * 1500
     encoder = Encoder(QWEN, template, train_on="all")
     assert encoder([chat] * 2).offsets.tolist() == [0, 6000, 12000]
+
+
+def test_what_spells_a_place_may_be_in_a_template():
+    for text in ("\ufdd1", "\ufdd0", "\ufdd0\ufdd1"):
+        template = tp.Template(
+            name="x", source="", summary="", user=f"{text}{{user}}", answer="{answer}", stop=""
+        )
+        encoder = Encoder(QWEN, template)
+        chats = [[user("a"), assistant("b")], [user("c"), assistant("d")]]
+        assert QWEN.decode(encoder(chats).input_ids.tolist()) == f"{text}ab{text}cd"

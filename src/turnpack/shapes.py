@@ -131,10 +131,11 @@ def _written(
     rendered = Rendering(template, messages, False, train_on).render(None)
     digits = "".join(map(chr, _READ))
     between = re.compile("{0}{1}([{2}]+){1}{0}".format(re.escape(edge), _MARK, digits))
-    segments = [
-        ([piece.translate(_READ) for piece in between.split(part.text)], part)
-        for part in rendered.segments
-    ]
+    segments = []
+    for part in rendered.segments:
+        pieces = between.split(part.text)
+        pieces[1::2] = [number.translate(_READ) for number in pieces[1::2]]
+        segments.append((pieces, part))
     return segments, slots, rendered.warnings
 
 
