@@ -92,7 +92,7 @@ def prepare(
     `capacity`: tokens a bin may have, `max_length` by default. `strategy`: "stream" packs as rows
     come, `window` of them waiting; "in_order" (each behind the one before it) and "none" (each by
     itself) do not hold rows either, "best_fit" and "first_fit" hold all tokens in memory. Bins are
-    shuffled by `seed`, a stream's among half a million tokens. `validation`: the share of
+    shuffled by `seed`, a stream's in blocks of half a million tokens. `validation`: the share of
     conversations that goes into files of a split of that name, chosen by their tokens and `seed`.
 
     `strict`: stop at the first bad row. `workers`: processes that encode, None for what the machine
