@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import weakref
 
 import numpy as np
 import pyarrow as pa
@@ -548,3 +550,23 @@ def test_what_truncation_costs_is_counted(truncate):
         "tokens": len(whole.input_ids) - len(kept.input_ids),
         "targets": int(whole.loss_mask.sum()) - int(kept.loss_mask.sum()),
     }
+
+
+@pytest.mark.parametrize("bad", [[user("a")], [user("a"), assistant("b" * 99)], [{"role": "user"}]])
+def test_a_refused_row_keeps_no_other_of_its_batch_in_memory(qwen_backend, bad):
+    """The traceback of its error would, until Python searches for cycles."""
+
+    class Row(list):
+        """A row that can tell when it is gone."""
+
+    encoder = tp.Encoder(qwen_backend, "chatml", max_length=20, truncate="reject")
+    good, rejects = Row([user("a"), assistant("b")]), []
+    left = weakref.ref(good)
+    gc.collect()
+    gc.disable()
+    try:
+        assert len(encoder([good, bad], rejects)) == len(rejects) == 1
+        del good
+        assert left() is None
+    finally:
+        gc.enable()

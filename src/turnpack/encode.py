@@ -174,7 +174,7 @@ class Encoder:
                     conversation = self.conversation(item)
                     warned = self._add(conversation, begun.turns)
                 except RowError as error:
-                    begun.refused[number] = item, error
+                    begun.refused[number] = item, error.with_traceback(None)
                     continue
                 begun.numbers.append(number)
                 conversations.append(conversation)
@@ -205,7 +205,7 @@ class Encoder:
                         begun.noted.append((row, warned))
                     self._learn(rows.roles[rows.offsets[row] : rows.offsets[row + 1]])
                 except RowError as error:
-                    begun.refused[row] = conversations[row], error
+                    begun.refused[row] = conversations[row], error.with_traceback(None)
                 row += 1
         begun.numbers, begun.conversations = taken, _Chosen(conversations, taken)
         begun.roles = tuple(self._roles)
@@ -503,7 +503,7 @@ class Encoder:
                     tokens=int(lengths[index]) - len(kept.input_ids), targets=targets
                 )
             except RowError as error:
-                bad[int(index)] = error
+                bad[int(index)] = error.with_traceback(None)
         rows.append(_rows(tokens, start, len(lengths)))
         return Tokens.join(rows), bad
 
@@ -605,7 +605,8 @@ class Begun:
     """A batch between the two halves of an Encoder's call.
 
     `turns` of the conversations that were rendered, those with their `numbers`, the warnings
-    `noted` of each, and what was `refused`. `roles`: what the numbers in `turns` mean.
+    `noted` of each, and what was `refused`, by errors without a traceback: that would hold the
+    whole batch until Python searches for cycles. `roles`: what the numbers in `turns` mean.
     """
 
     def __init__(self) -> None:
